@@ -1,0 +1,334 @@
+"""The one home of every option: its default, its range and its help text.
+
+Four frozen dataclasses. The command line makes its flags from their fields, the run folder's
+`config.json` is their JSON, and every value is checked here, whichever door it came through.
+Field ``hidden_size`` is the flag ``--hidden-size``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from charrnn.errors import InputError
+
+CELLS = tuple(
+    sorted(p.stem for p in (Path(__file__).parent / "cells").glob("*.py"))
+)  # file names, read without importing numba
+CELLS = tuple(name for name in CELLS if name not in ("__init__", "base"))
+
+OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw")
+LEARNING_RATES = {
+    "sgd": 0.5,
+    "momentum": 0.05,
+    "adagrad": 0.02,
+    "rmsprop": 2e-3,
+    "adam": 4e-3,
+    "adamw": 4e-3,
+}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    min: float | None = None,
+    max: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    aliases: tuple[str, ...] = (),
+    resumable: bool = False,
+) -> Any:
+    """One option. ``min`` and ``max`` are allowed values, ``above`` and ``below`` are not.
+
+    ``aliases`` are other names of the flag (without dashes); ``resumable`` options may change
+    when a run is resumed.
+    """
+    meta = dict(
+        help=help,
+        choices=choices,
+        min=min,
+        max=max,
+        above=above,
+        below=below,
+        aliases=aliases,
+        resumable=resumable,
+    )
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group of options whose values are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = _checked(f, hints[f.name], getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field's name."""
+    return "--" + name.replace("_", "-")
+
+
+def allowed(meta: Mapping[str, Any]) -> str:
+    """The allowed values of an option, in words; empty if any will do."""
+    if meta["choices"]:
+        return "one of " + ", ".join(meta["choices"])
+    low = [f"at least {meta['min']:g}"] if meta["min"] is not None else []
+    low += [f"above {meta['above']:g}"] if meta["above"] is not None else []
+    high = [f"at most {meta['max']:g}"] if meta["max"] is not None else []
+    high += [f"below {meta['below']:g}"] if meta["below"] is not None else []
+    return " and ".join(low + high)
+
+
+def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
+    """``value`` in the field's type, or InputError."""
+    kinds = typing.get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    wrong = InputError(
+        f"{flag(f.name)} is {value!r}: it must be {_article(kind)} {allowed(f.metadata)}".rstrip()
+    )
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise wrong
+    meta = f.metadata
+    if meta["choices"] and value not in meta["choices"]:
+        raise wrong
+    if kind in (int, float) and not (
+        math.isfinite(value)
+        and (meta["min"] is None or value >= meta["min"])
+        and (meta["max"] is None or value <= meta["max"])
+        and (meta["above"] is None or value > meta["above"])
+        and (meta["below"] is None or value < meta["below"])
+    ):
+        raise wrong
+    return value
+
+
+def _article(kind: type) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names[kind]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Section):
+    """What is trained."""
+
+    model: str = option("lstm", "Recurrent cell.", choices=CELLS)
+    hidden_size: int = option(
+        256, "Units per layer (H).", min=1, max=65536, aliases=("rnn-size", "rnn_size")
+    )
+    num_layers: int = option(1, "Stacked layers (L).", min=1, max=1000)
+    embedding_size: int = option(
+        0, "Width of a trained character embedding (E); 0 = one-hot input.", min=0, max=65536
+    )
+    activation: str = option(
+        "tanh",
+        "Activation of the plain rnn; the other cells have their own.",
+        choices=("tanh", "relu", "sigmoid", "identity"),
+    )
+    residual: bool = option(False, "Add a layer's input to its output where the widths agree.")
+    dropout: float = option(
+        0.0,
+        "Share of activations dropped between layers and before the output.",
+        min=0,
+        below=1,
+    )
+    init: str = option(
+        "uniform",
+        "Initial recurrent weights; the other weights are uniform within 1/sqrt(H).",
+        choices=("uniform", "orthogonal", "identity"),
+    )
+    dtype: str = option(
+        "float32", "Arithmetic; float64 is for gradient checks.", choices=("float32", "float64")
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """How the text becomes ids, splits, streams and windows."""
+
+    level: str = option("char", "What a symbol is.", choices=("char", "byte"))
+    encoding: str = option("utf-8", "Encoding of the text files.")
+    min_count: int = option(
+        1, "Characters seen fewer times than this become one unknown symbol.", min=1
+    )
+    val_frac: float = option(0.1, "Share of the text held out for validation.", min=0, below=1)
+    test_frac: float = option(0.0, "Share of the text, its end, held out as test.", min=0, below=1)
+    val_file: str | None = option(None, "Validate on this file instead of a share of the text.")
+    batch_size: int = option(
+        32, "Parallel streams of text (B).", min=1, max=1_000_000, aliases=("batch",)
+    )
+    seq_length: int = option(
+        64,
+        "Characters of a window (T): how far back the gradient goes.",
+        min=1,
+        max=10_000_000,
+        aliases=("seq-len", "bptt-steps"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """How it is trained and watched."""
+
+    epochs: int | None = option(
+        None, "Passes over the text.  [default: 16, or no limit with --max-steps]", min=1,
+        resumable=True, aliases=("max-epochs", "num-epochs"),
+    )
+    max_steps: int | None = option(
+        None, "Training steps at the most.  [default: no limit]", min=0, resumable=True
+    )
+    optimizer: str = option("adamw", "Update rule.", choices=OPTIMIZERS)
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate.  [default: by optimizer: "
+        + ", ".join(f"{k} {v:g}" for k, v in LEARNING_RATES.items())
+        + "]",
+        above=0,
+        aliases=("lr",),
+    )
+    lr_schedule: str = option(
+        "cosine",
+        "How the learning rate changes over the run.",
+        choices=("constant", "step", "cosine", "linear"),
+    )
+    warmup_steps: int = option(
+        100, "Steps of linear warm-up; at most a tenth of the run is used.", min=0
+    )
+    lr_final: float = option(
+        0.0, "Where cosine and linear end, as a share of the peak.", min=0, max=1
+    )
+    lr_decay: float = option(
+        0.97, "Factor of the step schedule, applied after each epoch.", above=0, max=1,
+        aliases=("learning-rate-decay",),
+    )
+    lr_decay_after: int = option(
+        10, "Epochs before the step schedule begins to decay.", min=0,
+        aliases=("learning-rate-decay-after",),
+    )
+    momentum: float = option(0.9, "Decay of momentum's velocity.", min=0, below=1)
+    beta1: float = option(0.9, "Decay of Adam's first moment.", min=0, below=1)
+    beta2: float = option(0.99, "Decay of Adam's and rmsprop's second moment.", min=0, below=1)
+    epsilon: float = option(1e-8, "Added to the root of the second moment.", above=0)
+    weight_decay: float = option(
+        0.01, "Weight decay of the matrices (adamw: decoupled; others: L2).", min=0
+    )
+    grad_clip: float = option(
+        5.0, "Largest global norm of the gradient; 0 = off.", min=0, aliases=("clip",)
+    )
+    grad_clip_value: float = option(
+        0.0, "Largest absolute value of a gradient element; 0 = off.", min=0
+    )
+    eval_every: int = option(
+        500, "Steps between validations; 0 = only at the end.", min=0, resumable=True,
+        aliases=("eval-val-every",),
+    )
+    checkpoint_every: int = option(
+        500, "Steps between checkpoints; 0 = only at the end.", min=0, resumable=True
+    )
+    log_every: int = option(
+        10, "Steps between lines of metrics.jsonl; 0 = off.", min=0, resumable=True,
+        aliases=("print-every",),
+    )
+    sample_every: int = option(0, "Steps between samples; 0 = off.", min=0, resumable=True)
+    keep: int = option(
+        0, "How many step-<n> checkpoints to keep beside last and best.", min=0, resumable=True
+    )
+    patience: int = option(
+        0, "Stop after so many validations without a better one; 0 = off.", min=0, resumable=True
+    )
+    seed: int = option(1, "Seed of weights, dropout and samples.", min=0, max=2**32 - 1)
+    threads: int = option(0, "Threads; 0 = one per core.", min=0, max=1024, resumable=True)
+
+    DEFAULT_EPOCHS: typing.ClassVar[int] = 16
+
+    @property
+    def epoch_limit(self) -> int | None:
+        """The limit on epochs that holds: ``max_steps`` alone lifts the default one."""
+        if self.epochs is None and self.max_steps is None:
+            return self.DEFAULT_EPOCHS
+        return self.epochs
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """``learning_rate``, or the optimizer's own default."""
+        if self.learning_rate is None:
+            return LEARNING_RATES[self.optimizer]
+        return self.learning_rate
+
+
+@dataclass(frozen=True)
+class SampleConfig(Section):
+    """How text is generated."""
+
+    length: int = option(1000, "New characters.", min=0, max=10**9, aliases=("num-chars",))
+    temperature: float = option(
+        0.8, "Below 1 safer, above 1 bolder; 0 = always the likeliest.", min=0
+    )
+    top_k: int = option(0, "Choose among the k likeliest only; 0 = off.", min=0)
+    top_p: float = option(
+        1.0, "Choose among the likeliest that together reach this probability.", above=0, max=1
+    )
+    min_p: float = option(
+        0.0, "Choose among those at least this share as likely as the likeliest.", min=0, max=1
+    )
+    repetition_penalty: float = option(
+        1.0, "Divide the odds of the last 64 characters' symbols by this; 1 = off.", min=1
+    )
+    num_samples: int = option(1, "Samples, computed together.", min=1, max=100_000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+
+    @classmethod
+    def sections(cls) -> dict[str, type[Section]]:
+        """Section name -> its class, in order."""
+        return {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Config:
+        """A config from flat ``field name -> value`` options; the rest are defaults."""
+        parts, left = {}, dict(options)
+        for name, section in cls.sections().items():
+            names = [f.name for f in dataclasses.fields(section)]
+            parts[name] = section(**{n: left.pop(n) for n in names if n in left})
+        if left:
+            raise InputError(f"unknown options: {', '.join(map(flag, left))}")
+        return cls(**parts)  # type: ignore[arg-type]
+
+    def options(self) -> dict[str, Any]:
+        """The flat ``field name -> value`` of all sections: inverse of `from_options`."""
+        return {k: v for part in dataclasses.asdict(self).values() for k, v in part.items()}
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """JSON-ready nested dictionary: section -> field -> value."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Config:
+        """Inverse of `to_json`; fields that are missing (older files) take their defaults."""
+        if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
+            raise InputError("the config is not a JSON object of sections")
+        unknown = set(data) - set(cls.sections())
+        if unknown:
+            raise InputError(f"unknown config sections: {', '.join(sorted(unknown))}")
+        return cls.from_options({k: v for part in data.values() for k, v in part.items()})
