@@ -1,0 +1,109 @@
+"""FastRNN, a residual network in time (Kusupati et al. 2018, equation 2).
+
+    a = tanh(x_t Wx + h_(t-1) Wh + b)
+    h_t = beta h_(t-1) + alpha a
+
+alpha and beta are two trained numbers a layer. The way back, dh_(t-1) = beta dh_t + ..., has a term
+without a matrix, as in a residual network: with beta near 1 far gradients survive.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from charrnn.cells.base import Arrays, Call, Cell
+from charrnn.kernels.elementwise import tanh
+from charrnn.kernels.gather import gather
+from charrnn.kernels.gemm import gemm
+from charrnn.kernels.jit import kernel
+
+ALPHA, BETA = 0.3, 0.7
+"""Where the two start: h begins as a running mean over some three characters."""
+
+
+@kernel
+def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1):
+    """The equations above. h (T+1, B, H); gates (T, B, H); alpha, beta (1,); Wh packed."""
+    H = h.shape[2]
+    for t in range(gates.shape[0]):
+        if ids.shape[0] > 0:
+            gather(gates[t], ids[t], Wx, b, r0, r1)
+        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True)
+        for r in range(r0, r1):
+            a, h0, h1 = gates[t, r], h[t, r], h[t + 1, r]
+            for j in range(H):
+                a[j] = tanh(a[j])
+            for j in range(H):
+                h1[j] = beta[0] * h0[j] + alpha[0] * a[j]
+
+
+@kernel
+def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1):
+    """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients.
+
+    sums (T, B, 2): each row's part of the gradients of alpha and beta.
+    """
+    T, H = dh.shape[0], dh.shape[2]
+    one = dh.dtype.type(1)
+    for t in range(T - 1, -1, -1):
+        for r in range(r0, r1):
+            a, h0, d, carry = gates[t, r], h[t, r], dh[t, r], dh0[r]
+            for j in range(H):
+                d[j] += carry[j]
+            to_alpha = to_beta = d[0] - d[0]
+            for j in range(H):  # h_t = beta h_(t-1) + alpha a
+                to_alpha += d[j] * a[j]
+                to_beta += d[j] * h0[j]
+            sums[t, r, 0] = to_alpha
+            sums[t, r, 1] = to_beta
+            for j in range(H):
+                carry[j] = beta[0] * d[j]
+            for j in range(H):
+                a[j] = alpha[0] * d[j] * (one - a[j] * a[j])
+        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, True)
+
+
+@kernel
+def _add_up(dalpha, dbeta, sums):
+    """The gradients of alpha and beta from all rows, in the order of t, then r."""
+    dalpha[0] = dbeta[0] = 0
+    for t in range(sums.shape[0]):
+        for r in range(sums.shape[1]):
+            dalpha[0] += sums[t, r, 0]
+            dbeta[0] += sums[t, r, 1]
+
+
+class FastRNN(Cell):
+    """See the module's head."""
+
+    name = "fastrnn"
+    gates = 1
+
+    def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
+        return super().shapes(D, H) | {"alpha": (1,), "beta": (1,)}
+
+    def initialize(self, p: Arrays, generator: np.random.Generator) -> None:
+        p["alpha"][0], p["beta"][0] = ALPHA, BETA
+
+    def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
+        return super().work_shapes(T, B, H) | {"sums": (T, B, 2)}
+
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
+        weights = (p["Wx"], p["b"], p["alpha"], p["beta"], k["Wh"])
+        return forward, (w["h"], w["gates"], ids, *weights, r0, r1)
+
+    def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
+        arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"])
+        return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], r0, r1)
+
+    def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
+        return [(_add_up, (g["alpha"], g["beta"], w["sums"]))]
+
+    def to_torch(self, p: Arrays) -> Arrays:
+        return super().to_torch(p) | {"alpha": p["alpha"], "beta": p["beta"]}
+
+    def from_torch(self, t: Arrays) -> Arrays:
+        return super().from_torch(t) | {"alpha": t["alpha"], "beta": t["beta"]}
+
+
+CELL = FastRNN

@@ -1,0 +1,72 @@
+"""Files that are at any instant either the old one or the new one, whole.
+
+The new content goes into a temporary file of the same folder, reaches the disk, and then takes
+the old one's place in one step of the file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from charrnn.errors import SaveError
+
+SUFFIX = ".charrnn-tmp"  # of temporary files, whose names also tell the process
+
+
+def write(path: str | Path, *chunks: bytes | memoryview) -> None:
+    """Replace the content of ``path``, whose folder exists, by ``chunks`` one after the other.
+
+    Raises
+    ------
+    SaveError
+        If that fails; then the old file is untouched and the temporary one is gone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        _replace(temporary, path)
+    except BaseException as error:  # also of an interrupt nothing is left behind
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise SaveError(
+                f"could not save {path}: {error.strerror or error}; what was there before is whole:"
+                " make room or allow writing, then go on from it"
+            ) from error
+        raise
+    _sync_folder(path.parent)
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove temporary files that killed processes left in ``folder``, which is ours to write."""
+    for path in Path(folder).glob(f".*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """`os.replace`, patient on Windows, which refuses it while another process reads ``path``."""
+    for pause in (0.05, 0.2, 1.0) if os.name == "nt" else ():
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut, where the system can sync a folder."""
+    with contextlib.suppress(OSError):  # the new file is in place already: no failed save
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,141 @@
+"""What a cell is, and the notation of all cells.
+
+Sizes: T time steps, B batch rows, D input width, H hidden units, G gates per unit. Slot 0 of the
+state arrays is the state before the window, so ``h[t + 1]`` belongs to input t. Rows of the batch
+never meet inside a cell: a kernel does the rows ``r0 <= r < r1`` of every time step, and any
+division of the batch over threads gives the same bits.
+
+A new cell is one file in this folder that defines ``CELL``, a subclass of `Cell`, and its slow
+twin in ``tests/naive.py``. Its kernels follow one pattern:
+
+    forward    gates[t] holds x_t Wx + b on entry (or is gathered from Wx by id), gets
+               h_(t-1) Wh added, becomes the gates' values, and h[t+1] is written;
+    backward   from the last step to the first, dh[t] (the gradient of h[t+1] from above) gets the
+               recurrent part added, and gates[t] is replaced by the gradient before the
+               non-linearity.
+
+The gradients of the weights are products over all T*B rows, which `weight_products` names.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from charrnn.kernels.gemm import pack, pack_t, packed
+
+Arrays = dict[str, np.ndarray]
+Call = tuple[Any, tuple[Any, ...]]
+"""A kernel and its arguments."""
+
+
+class Product(NamedTuple):
+    """``gradient[:, first:last] = inputs.T @ dgates[:, first + shift : last + shift]``."""
+
+    gradient: np.ndarray
+    inputs: np.ndarray
+    dgates: np.ndarray
+    first: int
+    last: int
+    shift: int
+
+
+class Cell:
+    """One kind of recurrent layer. Stateless: arrays come in as dictionaries by name.
+
+    ``p`` holds a layer's weights, ``k`` what `packing` made of them, ``w`` the work arrays of a
+    window: ``h`` (T+1, B, H) and for some cells ``c``; ``gates`` (T, B, buffer width); ``dh``
+    (T, B, H); ``dh0`` (and ``dc``) (B, H), the gradient of the state that leaves the window on
+    entry of `backward` and of the one that enters it on return.
+    """
+
+    name: ClassVar[str]
+    gates: ClassVar[int]
+    states: ClassVar[tuple[str, ...]] = ("h",)
+    torch_module: ClassVar[str] = ""
+    activations: ClassVar[tuple[str, ...]] = ("tanh",)
+
+    def __init__(self, activation: str = "tanh") -> None:
+        self.activation = activation
+
+    def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
+        """Weight name -> shape."""
+        G = self.gates
+        return {"Wx": (D, G * H), "Wh": (H, G * H), "b": (G * H,)}
+
+    def initialize(self, p: Arrays, generator: np.random.Generator) -> None:
+        """Adjust freshly drawn uniform weights in place; most cells have nothing to do."""
+
+    def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
+        """Shape of every work array of a window that is trained."""
+        shapes = {s: (T + 1, B, H) for s in self.states}
+        shapes |= {"gates": (T, B, self.gates * H), "dh": (T, B, H)}
+        return shapes | {f"d{s}0": (B, H) for s in self.states}
+
+    def packing(self, p: Arrays, gradient: bool) -> tuple[Arrays, list[Call]]:
+        """Room for the packed recurrent weights and the calls that fill it."""
+        k, calls = packed_pair("Wh", p["Wh"], gradient)
+        return k, calls
+
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
+        """The call that runs the rows through all time steps.
+
+        ``ids`` (T, B) int32 for a layer that reads characters; (0, 0) if ``gates`` already holds
+        the projected input.
+        """
+        raise NotImplementedError
+
+    def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
+        """The call that takes the rows back through time."""
+        raise NotImplementedError
+
+    def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:
+        """The products that give the recurrent weights' gradients ``g``."""
+        T = len(w["gates"])
+        return [whole(g["Wh"], rows(w["h"][:T]), rows(w["gates"]))]
+
+    def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
+        """Calls for gradients that are neither products nor the bias ``b``."""
+        return []
+
+    def to_torch(self, p: Arrays) -> Arrays:
+        """A layer's weights (or their gradients) under PyTorch's names and in its layout."""
+        zeros = np.zeros_like(p["b"])
+        return {
+            "weight_ih": p["Wx"].T,
+            "weight_hh": p["Wh"].T,
+            "bias_ih": p["b"],
+            "bias_hh": zeros,
+        }
+
+    def from_torch(self, t: Arrays) -> Arrays:
+        """Inverse of `to_torch`; the two biases are summed."""
+        return {
+            "Wx": t["weight_ih"].T,
+            "Wh": t["weight_hh"].T,
+            "b": t["bias_ih"] + t["bias_hh"],
+        }
+
+
+def rows(x: np.ndarray) -> np.ndarray:
+    """(T, B, N) as (T*B, N)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def whole(gradient: np.ndarray, inputs: np.ndarray, dgates: np.ndarray) -> Product:
+    """A product over all columns of the gradient."""
+    return Product(gradient, inputs, dgates, 0, gradient.shape[1], 0)
+
+
+def packed_pair(
+    name: str, W: np.ndarray, gradient: bool, n0: int = 0, n1: int | None = None
+) -> tuple[Arrays, list[Call]]:
+    """Columns n0 <= n < n1 of W packed for ``x @ W`` and, as ``nameT``, for ``dy @ W.T``."""
+    n1 = W.shape[1] if n1 is None else n1
+    k, calls = {name: packed(len(W), n1 - n0, W.dtype)}, []
+    calls.append((pack, (k[name], W, n0, n1)))
+    if gradient:
+        k[name + "T"] = packed(n1 - n0, len(W), W.dtype)
+        calls.append((pack_t, (k[name + "T"], W, n0, n1)))
+    return k, calls

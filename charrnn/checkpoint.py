@@ -1,0 +1,246 @@
+"""One safetensors file holds a whole training state; it is replaced atomically.
+
+Tensors are stored as they are. The header's metadata maps names to strings: each value that the
+caller gives is stored as canonical JSON, and beside them stand
+
+    format          "pt", how loaders of PyTorch models know whose names and layout these are
+    format_version  "1"
+    checksum        SHA-256, in hexadecimal, over all of the above: see `_checksum`
+
+The same state gives the same bytes. Nothing is ever unpickled, and a file that is truncated,
+damaged or not ours ends in one InputError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from charrnn import atomic
+from charrnn.errors import InputError
+from charrnn.runlog import parse_json
+
+FORMAT_VERSION = "1"
+MAX_HEADER = 16 * 2**20  # bytes; far above any vocabulary, and a bound on memory for a bad file
+OWN_KEYS = ("format", "format_version", "checksum")
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds: named tensors and the metadata's values."""
+
+    path: Path
+    tensors: Tensors
+    metadata: dict[str, Any]
+
+
+def save(
+    path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint atomically; its folder must exist.
+
+    Parameters
+    ----------
+    tensors
+        Name -> array of any shape, of floats, integers or booleans.
+    metadata
+        Name -> JSON-able value; the names of `OWN_KEYS` are reserved.
+
+    Raises
+    ------
+    InputError
+        If a number is not finite: such a checkpoint could never be used.
+    SaveError
+        If it cannot be written; the file before it is whole.
+    """
+    # The library takes an array's memory as it lies, so strides and byte order are settled here.
+    dense = {
+        name: np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
+        for name, tensor in tensors.items()
+    }
+    _check_finite(path, dense)
+    header = {name: _canonical(name, value) for name, value in metadata.items()}
+    header |= {"format": "pt", "format_version": FORMAT_VERSION}
+    header["checksum"] = _checksum(dense, header)
+    atomic.write(path, *_serialize(path, dense, header))
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Needs no more memory than the file's size and a constant, whatever is in it.
+
+    Raises
+    ------
+    InputError
+        If it is no checkpoint of ours, damaged, of a newer format, or holds a number that is
+        not finite.
+    """
+    path = Path(path)
+    _check_header_size(path)
+    with _reading(path), safetensors.safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+        _check_format(path, header)
+        tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    checksum = header.pop("checksum")
+    if _checksum(tensors, header) != checksum:
+        raise _damaged(path, "its checksum is wrong")
+    _check_finite(path, tensors)
+    metadata = {
+        name: parse_json(text, f"{name!r} of {path}")
+        for name, text in sorted(header.items())
+        if name not in OWN_KEYS
+    }
+    return Checkpoint(path, tensors, metadata)
+
+
+def _canonical(name: str, value: Any) -> str:
+    """One text for one value: keys sorted, no spaces, ASCII."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError as error:
+        raise InputError(f"{name!r} cannot be kept in a checkpoint: {error}") from error
+
+
+def _checksum(tensors: Tensors, header: Mapping[str, str]) -> str:
+    """SHA-256 of the header's strings, then of each tensor: name, dtype, shape, bytes; sorted."""
+    digest = hashlib.sha256(_canonical("header", dict(header)).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(_canonical(name, [name, tensor.dtype.name, tensor.shape]).encode())
+        digest.update(tensor.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _check_finite(path: str | Path, tensors: Tensors) -> None:
+    for name, tensor in tensors.items():
+        # The extremes show NaN and infinity without a temporary array.
+        if tensor.dtype.kind == "f" and tensor.size:
+            with np.errstate(invalid="ignore"):
+                extremes = tensor.min(), tensor.max()
+            if not np.isfinite(extremes).all():
+                raise InputError(
+                    f"tensor {name!r} of {path} holds NaN or infinity; only finite numbers are"
+                    " allowed: use an earlier checkpoint"
+                )
+
+
+def _serialize(path: str | Path, tensors: Tensors, metadata: dict[str, str]) -> list[memoryview]:
+    """The file's parts. The library orders metadata at random, so they are put in here."""
+    file = memoryview(safetensors.numpy.save(tensors))
+    start = 8 + int.from_bytes(file[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(bytes(file[8:start]))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    if len(text) > MAX_HEADER:
+        raise InputError(
+            f"the metadata of {path} take {len(text)} bytes; at most {MAX_HEADER} are allowed:"
+            " use a smaller vocabulary (--min-count)"
+        )
+    return [memoryview(len(text).to_bytes(8, "little")), memoryview(text), file[start:]]
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Python, the library and NumPy raise about a bad file into one InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError) as error:
+        # The last three: a shape or a dtype that NumPy does not have.
+        raise _damaged(path, f"{error}") from error
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"{path} is damaged or not a checkpoint ({reason}): use another checkpoint of the run"
+    )
+
+
+def _check_header_size(path: Path) -> None:
+    with _reading(path):
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FileNotFoundError("there is no such file")
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise _damaged(path, f"its header would be {size} bytes, more than {MAX_HEADER}")
+
+
+def _check_format(path: Path, header: Mapping[str, str]) -> None:
+    if "format_version" not in header or "checksum" not in header:
+        raise InputError(
+            f"{path} is a safetensors file, but not of charrnn: use one that charrnn train wrote"
+        )
+    if header["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {header['format_version'][:20]!r}; this charrnn reads"
+            f" version {FORMAT_VERSION}: upgrade charrnn"
+        )
+
+
+def run_checkpoint(run_or_file: str | Path | None, root: str | Path = "runs") -> Path:
+    """The checkpoint to use: of the newest run below ``root`` (None), of a run folder, or a file.
+
+    Of a run it is the best one, or the last if there is no best.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    path = newest_run(root) if run_or_file is None else Path(run_or_file)
+    if path.is_file():
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    if path.is_dir():
+        raise InputError(f"{path} holds no checkpoint: name a run folder or a .safetensors file")
+    raise InputError(f"{path} does not exist: name a run folder or a .safetensors file")
+
+
+def newest_run(root: str | Path = "runs") -> Path:
+    """The folder below ``root`` whose ``last.safetensors`` is newest.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    newest = max(
+        Path(root).rglob("last.safetensors"),
+        key=lambda path: (path.stat().st_mtime_ns, path),
+        default=None,
+    )
+    if newest is None:
+        raise InputError(
+            f"there are no runs below {root}: make one with `charrnn train FILE`,"
+            " or name a run folder"
+        )
+    return newest.parent
+
+
+def prune(folder: str | Path, keep: int) -> None:
+    """Remove all but the ``keep`` latest ``step-<n>.safetensors`` of a run folder."""
+    steps = {
+        int(match[1]): path
+        for path in Path(folder).iterdir()
+        if (match := re.fullmatch(r"step-(\d+)\.safetensors", path.name))
+    }
+    for step in sorted(steps)[: max(len(steps) - keep, 0)]:
+        with contextlib.suppress(OSError):  # one in use (Windows) goes next time
+            steps[step].unlink()

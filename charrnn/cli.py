@@ -1,0 +1,482 @@
+"""The command line: options -> config -> one library call.
+
+Nothing heavy is imported before a command runs, so that ``charrnn --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import json
+import math
+import os
+import secrets
+import signal
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import click
+from click.core import ParameterSource
+
+from charrnn import __version__, monitor
+from charrnn.config import Config, SampleConfig, Section, allowed, flag
+from charrnn.errors import CharRNNError, Diverged, InputError, SaveError
+
+if TYPE_CHECKING:
+    from charrnn.trainer import Run
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --hidden_size will do
+}
+
+
+class Commands(click.Group):
+    """A group whose errors, whatever they come from, are one line and an exit status."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _let_stdout_take_any_character()
+        try:
+            super().main(*args, **(kwargs | {"standalone_mode": False}))
+            sys.exit(0)
+        except click.UsageError as error:
+            hint = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""
+            _fail(error.format_message() + hint, error.exit_code)
+        except click.ClickException as error:
+            _fail(error.format_message(), error.exit_code)
+        except CharRNNError as error:
+            _fail(str(error), error.exit_code)
+        except MemoryError as error:
+            sizes = "--hidden-size, --num-layers, --batch-size or --seq-length"
+            _fail(f"not enough memory ({error}): choose a smaller {sizes}", InputError.exit_code)
+        except OSError as error:
+            _fail(f"could not read or write: {error}", SaveError.exit_code)
+        except click.Abort:  # click makes it from KeyboardInterrupt
+            sys.exit(128 + signal.SIGINT)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except OSError as error:
+            if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
+                raise
+            # As with `| head`: nobody reads on, and that is no error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if not name.startswith("-") and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            ctx.fail(
+                f"there is no command {name!r}"
+                + (f", did you mean {close[0]!r}?" if close else f": use {', '.join(known)}")
+            )
+        return super().resolve_command(ctx, args)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo("Error: " + " ".join(message.splitlines()), err=True)
+    sys.exit(status)
+
+
+def _let_stdout_take_any_character() -> None:
+    """A console keeps its encoding; files and pipes get UTF-8 on every system."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started us
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    else:
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists the options under the sections of the config."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        title_of = {
+            field.name: f"{name.capitalize()} options"
+            for name, section in Config.sections().items()
+            for field in dataclasses.fields(section)
+        }
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if isinstance(parameter, click.Option) and record is not None:
+                title = title_of.get(parameter.name or "", "Options")
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class Number(click.ParamType):
+    """Text to a number. What is none stays text: config.py refuses it, as every bad value."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = {int: "integer", float: "number"}[kind]
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return self.kind(value)
+        except ValueError:
+            return value
+
+
+def help_text(field: dataclasses.Field[Any]) -> tuple[str, str]:
+    """What an option does; and its default and allowed values, in words."""
+    text, _, default = field.metadata["help"].rstrip("]").partition("  [default: ")
+    if field.default is not None:
+        default = _word(field.default)
+    facts = [f"default: {default}"] if default else []
+    if not field.metadata["choices"] and allowed(field.metadata):
+        facts.append(allowed(field.metadata))
+    return text, "; ".join(facts)
+
+
+def _word(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def options_of(*sections: type[Section]) -> Callable[[Any], Any]:
+    """A decorator that gives a command one option for every field of config sections."""
+
+    def decorate(command: Any) -> Any:
+        for section in reversed(sections):
+            hints = typing.get_type_hints(section)
+            for field in reversed(dataclasses.fields(section)):
+                hint = hints[field.name]
+                command = _option(field, (typing.get_args(hint) or (hint,))[0])(command)
+        return command
+
+    return decorate
+
+
+def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Any], Any]:
+    names = [flag(name) for name in (field.name, *field.metadata["aliases"])]
+    text, facts = help_text(field)
+    help = f"{text}  [{facts}]" if facts else text
+    attributes: dict[str, Any] = {}
+    if kind is bool:
+        names[0] += "/--no-" + names[0].removeprefix("--")
+    elif kind in (int, float):
+        attributes["type"] = Number(kind)
+    elif field.metadata["choices"]:
+        attributes["type"] = click.Choice(field.metadata["choices"])
+    # No default here: what was not given is left to the config.
+    return click.option(*dict.fromkeys(names), field.name, default=None, help=help, **attributes)
+
+
+def _given(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's parameters that stand on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return {k: v for k, v in names.items() if source(k) is ParameterSource.COMMANDLINE}
+
+
+def _note(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def on_unknown(*choices: str) -> Callable[[Any], Any]:
+    """The ``--on-unknown`` option; its first choice is the default."""
+    return click.option(
+        "--on-unknown",
+        type=click.Choice(choices),
+        default=choices[0],
+        help=f"What to do with characters that the model does not know.  [default: {choices[0]}]",
+    )
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group("charrnn", cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
+@click.version_option(__version__, prog_name="charrnn")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Train character-level recurrent language models, fast, on a CPU.
+
+    \b
+    charrnn train book.txt       train on a text, with a progress bar
+    charrnn sample               write text with the newest model
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command(cls=SectionedCommand)
+@click.argument("files", nargs=-1, metavar="FILE...")
+@click.option("--out-dir", help="Folder of the run.  [default: runs/<name of the text>]")
+@click.option("--resume", metavar="RUN|latest", help="Go on with a run: a folder, or the latest.")
+@click.option("--init-from", metavar="CKPT", help="Start from the weights of another model.")
+@on_unknown("add", "map", "error")
+@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@options_of(*Config.sections().values())
+def train(
+    files: tuple[str, ...],
+    out_dir: str | None,
+    resume: str | None,
+    init_from: str | None,
+    on_unknown: str,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train a model on text files.
+
+    FILE may be several files, folders (their .txt files), .gz files, or - for standard input.
+    """
+    changes = _given(options)
+    config = Config.from_options(changes)
+    _check_start(files, _given(click.get_current_context().params))
+
+    from charrnn import trainer
+
+    if resume is not None:
+        run = trainer.resume(resume, files, changes)
+    else:
+        run = trainer.start(files, config, out_dir, init_from, on_unknown)
+    with _stopping(run) as signals:
+        end = monitor.show(run.events(), quiet=quiet)
+    if end is not None and end["reason"] == "diverged":
+        raise Diverged(end["message"])
+    if signals:
+        if end is None or end["reason"] == "interrupted":
+            _note(f"go on with: {monitor.command('charrnn', 'train', '--resume', run.folder)}")
+        sys.exit(128 + signals[0])
+
+
+def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning together."""
+    fail = click.get_current_context().fail
+    if "resume" in given:
+        for name in ("out_dir", "init_from", "on_unknown"):
+            if name in given:
+                fail(
+                    f"{flag(name)} cannot be used with --resume, which goes on with a run as it is"
+                )
+    elif not files:
+        fail("no text to train on: name one or more files, folders or -, or use --resume RUN")
+    elif "on_unknown" in given and "init_from" not in given:
+        fail("--on-unknown needs --init-from: a new model knows every character of its text")
+
+
+@contextlib.contextmanager
+def _stopping(run: Run) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM lets ``run`` save and stop, a second one ends at once.
+
+    Yields the list of signals received.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        run.interrupt()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nsaving at the end of this step; once more to end at once\n")
+
+    before = [signal.signal(each, stop) for each in numbers]
+    try:
+        yield received
+    finally:
+        for each, handler in zip(numbers, before, strict=True):
+            signal.signal(each, handler)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--prompt", help="Text to go on from.")
+@click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - = stdin.")
+@options_of(SampleConfig)
+@click.option("--stop", multiple=True, help="End a sample before this string; repeatable.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    metavar="INTEGER",
+    help="Seed of the random numbers.  [default: drawn, and shown on standard error]",
+)
+@click.option("--output", metavar="FILE", help="Write to a file instead of standard output.")
+@on_unknown("skip", "map", "error")
+def sample(
+    model: str | None,
+    prompt: str | None,
+    prompt_file: str | None,
+    stop: tuple[str, ...],
+    seed: int | None,
+    output: str | None,
+    on_unknown: str,
+    **options: Any,
+) -> None:
+    """Write text with a model.
+
+    MODEL is a run folder or a checkpoint file; without it, the newest run's best model writes.
+    """
+    config = SampleConfig(**_given(options))
+    if prompt is not None and prompt_file is not None:
+        click.get_current_context().fail("--prompt and --prompt-file are both given: use one")
+
+    from charrnn import api, sampling
+
+    lm = api.load(model)
+    start = _prompt_text(prompt_file, lm.config) if prompt_file is not None else prompt or ""
+    drawn = secrets.randbelow(2**32) if seed is None else seed
+    steps = sampling.generate(
+        lm.model,
+        lm.vocabulary,
+        config,
+        prompt=start,
+        seed=drawn,
+        stop=stop,
+        on_unknown=on_unknown,
+    )
+    _note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
+    unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
+    if unknown is not None:
+        _note(unknown)
+    with _output(output) as file:
+        text = start if isinstance(start, str) else start.decode("utf-8", "replace")
+        _write_samples(file, text, steps, config.num_samples)
+
+
+def _prompt_text(path: str, config: Config) -> str | bytes:
+    from charrnn.data import read_corpus
+
+    return read_corpus([path], level=config.data.level, encoding=config.data.encoding).text
+
+
+@contextlib.contextmanager
+def _output(path: str | None) -> Iterator[TextIO]:
+    """Standard output, or a UTF-8 file."""
+    if path is None:
+        yield sys.stdout
+        return
+    try:
+        file = open(path, "w", encoding="utf-8", errors="replace", newline="\n")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(
+            f"--output {path} cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from error
+    with file:
+        yield file
+
+
+def _write_samples(file: TextIO, prompt: str, steps: Iterator[list[str]], count: int) -> None:
+    """Stream the first sample; the others, made at the same time, follow it."""
+    others: list[list[str]] = [[] for _ in range(count - 1)]
+    file.write(prompt)
+    file.flush()
+    for first, *rest in steps:
+        file.write(first)
+        file.flush()
+        for pieces, piece in zip(others, rest, strict=True):
+            pieces.append(piece)
+    file.write("\n")
+    for pieces in others:
+        file.write(f"---\n{prompt}{''.join(pieces)}\n")
+
+
+@cli.command(name="eval")
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--exact", is_flag=True, help="Score in one stream from a zero state; slower.")
+@click.option("--baselines", is_flag=True, help="Add what a 5-gram model and xz reach.")
+@click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
+@on_unknown("skip", "map", "error")
+@as_json
+def evaluate(
+    model: str,
+    files: tuple[str, ...],
+    exact: bool,
+    baselines: bool,
+    encoding: str | None,
+    on_unknown: str,
+    as_json: bool,
+) -> None:
+    """Score text files with a model.
+
+    Prints how well the model predicts them: nats and bits per character, bits per byte, perplexity.
+    MODEL is a run folder or a checkpoint file, FILE as for train.
+    """
+    from charrnn import api
+    from charrnn.data import read_corpus
+    from charrnn.vocab import describe
+
+    lm = api.load(model)
+    data = lm.config.data
+    text = read_corpus(files, level=data.level, encoding=encoding or data.encoding).text
+    missing = lm.vocabulary.missing(text)
+    if missing and on_unknown != "error":
+        fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
+        _note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
+    scores = lm.evaluate(text, exact=exact, baselines=baselines, on_unknown=on_unknown)
+    if as_json:
+        _print_json({"model": str(lm.path), **scores})
+        return
+    click.echo(f"{lm.path} on {scores['chars']:,} characters")
+    bits_per_byte = scores["bits_per_byte"]
+    _print_score("model", scores["bits_per_char"], f"  {bits_per_byte:.3f} bits/byte")
+    for name in ("ngram", "xz"):
+        if f"{name}_bits_per_char" in scores:
+            _print_score({"ngram": "5-gram"}.get(name, name), scores[f"{name}_bits_per_char"])
+
+
+def _print_score(name: str, bits: float, more: str = "") -> None:
+    click.echo(f"  {name:<6}  {monitor.units(bits * math.log(2))}{more}")
+
+
+@cli.command()
+@click.argument("model")
+@as_json
+def info(model: str, as_json: bool) -> None:
+    """Describe a model.
+
+    Shows its options, tensors, vocabulary, training history, text and versions. MODEL is a run
+    folder or a checkpoint file.
+    """
+    from charrnn import api
+
+    description = api.load(model).describe()
+    if as_json:
+        _print_json(description)
+    else:
+        _print_tree(description)
+
+
+def _print_tree(tree: Mapping[str, Any], indent: str = "") -> None:
+    """Nested facts, one to a line, indented by their depth."""
+    width = max(
+        (len(str(key)) for key, value in tree.items() if not isinstance(value, dict)), default=0
+    )
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            click.echo(f"{indent}{key}")
+            _print_tree(value, indent + "  ")
+        else:
+            click.echo(f"{indent}{key:<{width}}  {_fact(value)}")
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return "-" if value is None else _word(value)

@@ -1,0 +1,41 @@
+"""Reading characters: rows of a matrix by id, and the gradient's way back to them."""
+
+from __future__ import annotations
+
+from charrnn.kernels.jit import kernel
+
+
+@kernel
+def gather(out, ids, W, b, r0, r1):
+    """``out[r, :N] = W[ids[r]] + b``: the product of a one-hot row with W (V, N). ids (B,)."""
+    N = b.size
+    for r in range(r0, r1):
+        row, source = out[r], W[ids[r]]
+        for j in range(N):
+            row[j] = source[j] + b[j]
+
+
+@kernel
+def embed(out, ids, W, r0, r1):
+    """``out[t, r] = W[ids[t, r]]``. out (T, B, E), ids (T, B), W (V, E)."""
+    for t in range(ids.shape[0]):
+        for r in range(r0, r1):
+            row, source = out[t, r], W[ids[t, r]]
+            for j in range(row.size):
+                row[j] = source[j]
+
+
+@kernel
+def scatter(dW, ids, dout, c0, c1):
+    """``dW[v, c0:c1] = sum of dout[t, r, c0:c1] where ids[t, r] = v``, in the order of t, then r.
+
+    Undoes `gather` and `embed`. dW (V, N), ids (T, B), dout (T, B, at least N).
+    """
+    for v in range(dW.shape[0]):
+        for j in range(c0, c1):
+            dW[v, j] = 0
+    for t in range(ids.shape[0]):
+        for r in range(ids.shape[1]):
+            row, source = dW[ids[t, r]], dout[t, r]
+            for j in range(c0, c1):
+                row[j] += source[j]

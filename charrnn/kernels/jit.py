@@ -1,0 +1,193 @@
+"""All of the compiler's policy: one decorator, one fast-math set, one cache, one target.
+
+Every compiled function of the package is made by `kernel`.
+
+Fast-math is ``{contract, nsz}`` and nothing more: a multiply-add may be fused and the sign of a
+zero is free, but nothing may be reordered, so the vector body and the scalar tail of a loop give
+the same bits. ``error_model="numpy"`` takes a branch out of every division. ``nogil`` lets our own
+threads run kernels side by side.
+
+The cache: Numba's own notices a change in the file of a function, not in the files of the functions
+that it calls (numba#1833). So ours is a folder named after a hash of all our kernel sources, the
+versions and every setting that changes code: what is found there was made from exactly this. It
+is private to the user, because loading machine code is trusting it. A folder that is missing,
+damaged or cannot be written costs compile time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import llvmlite
+import numba
+from llvmlite import ir
+from numba.core import caching, config
+from numba.core.registry import cpu_target
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FAST_MATH = {"contract", "nsz"}
+PACKAGE = Path(__file__).resolve().parent.parent
+STALE_DAYS = 30
+
+compiled = 0
+"""Signatures that this process has compiled rather than loaded."""
+
+on_compile: Callable[[], None] = lambda: None
+"""Called before a signature is compiled: whoever talks to a person may announce it."""
+
+
+def cache_root() -> Path:
+    """The folder of all our kernel caches: ``$CHARRNN_CACHE_DIR`` or the system's usual place."""
+    if os.environ.get("CHARRNN_CACHE_DIR"):
+        return Path(os.environ["CHARRNN_CACHE_DIR"])
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "charrnn" / "kernels"
+
+
+def code_hash() -> str:
+    """Hash of all that decides the machine code: sources, versions, processor, Numba's settings."""
+    digest = hashlib.sha256()
+    for path in sorted([*PACKAGE.glob("kernels/*.py"), *PACKAGE.glob("cells/*.py")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    codegen = cpu_target.target_context.codegen()
+    settings = sorted(
+        (k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and "CACHE" not in k
+    )
+    parts = (sys.version, platform.machine(), numba.__version__, llvmlite.__version__)
+    digest.update(repr((parts, codegen.magic_tuple(), settings)).encode())
+    return digest.hexdigest()[:20]
+
+
+def _cache_folder() -> Path | None:
+    """The folder for this very code, made private; None if there can be none."""
+    try:
+        root = cache_root()
+        folder = root / code_hash()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if hasattr(os, "getuid"):
+            for path in (root, folder):
+                info = path.stat()
+                if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    return None
+        os.utime(folder)
+        _prune(root, folder)
+        return folder
+    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
+        return None
+
+
+def _prune(root: Path, keep: Path) -> None:
+    """Remove the caches of other versions that nobody has used for a month."""
+    for other in root.iterdir():
+        if other != keep and time.time() - other.stat().st_mtime > STALE_DAYS * 86400:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+CACHE_FOLDER = None if config.DISABLE_JIT else _cache_folder()
+
+
+class _Locator(caching._CacheLocator):
+    """Every kernel lives in `CACHE_FOLDER`, whose name already is the stamp of the code."""
+
+    def __init__(self, py_func: Any) -> None:
+        self._line = py_func.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(CACHE_FOLDER)
+
+    def get_source_stamp(self) -> str:
+        return CACHE_FOLDER.name if CACHE_FOLDER else ""
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):
+    def __init__(self, py_func: Any) -> None:
+        # Not the parent's: that one searches for a locator, also by a setting of the user's.
+        self._lineno = py_func.__code__.co_firstlineno
+        self._locator = _Locator(py_func)
+        name = f"{py_func.__module__.rpartition('.')[2]}.{py_func.__qualname__}"
+        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
+
+
+class _Cache(caching.FunctionCache):
+    """Numba's cache in our folder; one that cannot be read or written is no cache."""
+
+    _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        global compiled
+        result = None
+        if CACHE_FOLDER is not None:
+            try:
+                result = super().load_overload(sig, target_context)
+            except Exception:  # a damaged file raises whatever its bytes happen to mean
+                self._discard()
+        if result is None:
+            on_compile()
+            compiled += 1
+        return result
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        if CACHE_FOLDER is None:
+            return
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # a full disk, or an index that is damaged
+            self._discard()
+
+    def _discard(self) -> None:
+        try:
+            self.flush()
+        except OSError:
+            pass
+
+
+def kernel(function: F) -> F:
+    """Compile ``function`` at its first call with the policy of this module."""
+    if config.DISABLE_JIT:
+        return function
+    dispatcher = numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
+    dispatcher._cache = _Cache(function)
+    dispatcher._can_compile = True
+    return dispatcher
+
+
+def _vector_bits() -> int:
+    """Width of the widest vector unit of the processor that Numba compiles for.
+
+    Asked of the code generator itself, so that ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are
+    obeyed: which registers hold the sum of two vectors of 16 floats?
+    """
+    from llvmlite import binding
+
+    module = ir.Module()
+    vector = ir.VectorType(ir.FloatType(), 16)
+    function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(builder.fadd(*function.args))
+    codegen = cpu_target.target_context.codegen()
+    parsed = binding.parse_assembly(str(module))
+    parsed.triple = codegen.magic_tuple()[0]
+    assembly = codegen._tm.emit_assembly(parsed)
+    return 512 if "zmm" in assembly else 256 if "ymm" in assembly else 128
+
+
+VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
+VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16

@@ -1,0 +1,100 @@
+"""The output layer: projection, softmax cross-entropy and its gradient, in blocks of time steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from charrnn.kernels.elementwise import exp
+from charrnn.kernels.gemm import gemm
+from charrnn.kernels.jit import kernel
+
+LANES = 16
+
+
+@kernel
+def project(out, x, P, bias, r0, r1):
+    """``out[t, r] = x[t, r] @ W + bias`` for the rows r0 <= r < r1.
+
+    out (T, B, at least N), x (T, B, K), W packed as P, bias (N,).
+    """
+    N = bias.size
+    for t in range(out.shape[0]):
+        for r in range(r0, r1):
+            row = out[t, r]
+            for j in range(N):
+                row[j] = bias[j]
+    gemm(out[:, r0:r1, :N], x[:, r0:r1], P, True)
+
+
+@kernel
+def back_project(dx, dout, PT, r0, r1):
+    """Undo `project`: ``dx[t, r] = dout[t, r] @ W.T``, W.T packed as PT.
+
+    dout's rows may be longer than W's N columns: the first N count.
+    """
+    gemm(dx[:, r0:r1], dout[:, r0:r1, : PT.shape[1]], PT, False)
+
+
+@kernel
+def _maximum(row):
+    top = row[0]
+    for j in range(row.size):
+        top = max(top, row[j])
+    return top
+
+
+@kernel
+def _exp_sum(row, top, lanes):
+    """Replace the row by ``exp(row - top)``; their sum, in `LANES` interleaved partial sums."""
+    for j in range(row.size):
+        row[j] = exp(row[j] - top)
+    for j in range(LANES):
+        lanes[j] = row[0] - row[0]
+    whole = row.size // LANES * LANES
+    for i in range(0, whole, LANES):
+        for j in range(LANES):
+            lanes[j] += row[i + j]
+    for i in range(whole, row.size):
+        lanes[i - whole] += row[i]
+    total = lanes[0]
+    for j in range(1, LANES):
+        total += lanes[j]
+    return total
+
+
+@kernel
+def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
+    """Softmax cross-entropy of the rows r0 <= r < r1, in nats.
+
+    losses (T, B); logits (T, B, V), which become ``scale * (softmax(logits) - onehot(target))``,
+    the gradient of ``scale * sum(losses)``, if ``gradient`` is set, else garbage; targets (T, B)
+    int32. The maximum is subtracted first, so that no logit overflows.
+    """
+    lanes = np.empty(LANES, logits.dtype)
+    for t in range(logits.shape[0]):
+        for r in range(r0, r1):
+            row = logits[t, r]
+            target = targets[t, r]
+            top = _maximum(row)
+            above = row[target] - top
+            total = _exp_sum(row, top, lanes)
+            losses[t, r] = np.log(total) - above
+            if gradient:
+                factor = scale / total
+                for j in range(row.size):
+                    row[j] *= factor
+                row[target] -= scale
+
+
+@kernel
+def column_sums(out, x, c0, c1, shift, accumulate):
+    """``out[c0:c1] = sum over rows of x[:, c0 + shift : c1 + shift]``, or ``+=``. x (R, N).
+
+    The gradient of a bias.
+    """
+    if not accumulate:
+        for j in range(c0, c1):
+            out[j] = 0
+    for r in range(x.shape[0]):
+        for j in range(c0, c1):
+            out[j] += x[r, j + shift]

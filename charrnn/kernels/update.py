@@ -1,0 +1,88 @@
+"""The optimizer's end of a step: norm, clipping and update rules over the one flat array.
+
+Every function works on the elements ``i0 <= i < i1``; who calls decides on blocks whose bounds
+depend on the array's size only, so that the threads that share the blocks do not show in the bits.
+The gradient that enters is the raw one: each rule clips it by value (``limit``), then scales it
+(``scale``, from clipping by norm), on the fly. The rules are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from charrnn.kernels.jit import kernel
+
+LANES = 16
+
+
+@kernel
+def square_sum(lanes, g, limit, i0, i1):
+    """Sum of squares of g clipped to +-limit, in float64, as `LANES` interleaved partial sums.
+
+    ``lanes`` (LANES,) float64 is overwritten; the return value is their sum in order.
+    """
+    for j in range(LANES):
+        lanes[j] = 0.0
+    whole = i0 + (i1 - i0) // LANES * LANES
+    for i in range(i0, whole, LANES):
+        for j in range(LANES):
+            x = np.float64(min(max(g[i + j], -limit), limit))
+            lanes[j] += x * x
+    for i in range(whole, i1):
+        x = np.float64(min(max(g[i], -limit), limit))
+        lanes[i - whole] += x * x
+    total = 0.0
+    for j in range(LANES):
+        total += lanes[j]
+    return total
+
+
+@kernel
+def sgd(p, g, rate, decay, limit, scale, i0, i1):
+    """``p -= rate * (g + decay * p)``."""
+    for i in range(i0, i1):
+        d = min(max(g[i], -limit), limit) * scale + decay * p[i]
+        p[i] -= rate * d
+
+
+@kernel
+def momentum(p, v, g, rate, mu, decay, limit, scale, i0, i1):
+    """``v = mu * v + g + decay * p; p -= rate * v``."""
+    for i in range(i0, i1):
+        d = min(max(g[i], -limit), limit) * scale + decay * p[i]
+        v[i] = mu * v[i] + d
+        p[i] -= rate * v[i]
+
+
+@kernel
+def adagrad(p, s, g, rate, epsilon, decay, limit, scale, i0, i1):
+    """``s += d**2; p -= rate * d / (sqrt(s) + epsilon)`` with d = g + decay * p."""
+    for i in range(i0, i1):
+        d = min(max(g[i], -limit), limit) * scale + decay * p[i]
+        s[i] += d * d
+        p[i] -= rate * d / (np.sqrt(s[i]) + epsilon)
+
+
+@kernel
+def rmsprop(p, s, g, rate, rho, one_rho, epsilon, decay, limit, scale, i0, i1):
+    """``s = rho * s + (1 - rho) * d**2; p -= rate * d / (sqrt(s) + epsilon)``."""
+    for i in range(i0, i1):
+        d = min(max(g[i], -limit), limit) * scale + decay * p[i]
+        s[i] = rho * s[i] + one_rho * d * d
+        p[i] -= rate * d / (np.sqrt(s[i]) + epsilon)
+
+
+@kernel
+def adam(p, m, v, g, rate, beta1, one_beta1, beta2, one_beta2, root_bias2, epsilon, decay, shrink,
+         limit, scale, i0, i1):  # fmt: skip
+    """Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
+
+    ``rate`` is already divided by ``1 - beta1**step`` and ``root_bias2`` is
+    ``sqrt(1 - beta2**step)``. Adam's L2 term is ``decay``; AdamW's is ``shrink``, the factor of p
+    before the update.
+    """
+    for i in range(i0, i1):
+        d = min(max(g[i], -limit), limit) * scale + decay * p[i]
+        m[i] = beta1 * m[i] + one_beta1 * d
+        v[i] = beta2 * v[i] + one_beta2 * d * d
+        p[i] = p[i] * shrink - rate * m[i] / (np.sqrt(v[i]) / root_bias2 + epsilon)

@@ -1,0 +1,212 @@
+"""Shows a run to a person, from the trainer's events alone: a bar, or plain lines.
+
+On a terminal a tqdm bar is redrawn ten times a second; elsewhere a line is written every five
+seconds. Validations, samples and notes are shown when they come, a summary at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Event = dict[str, Any]
+
+REASONS = {
+    "finished": "finished",
+    "patience": "stopped: no better validation for --patience validations",
+    "interrupted": "interrupted",
+    "diverged": "stopped: diverged",
+}
+
+
+def show(
+    events: Iterable[Event], *, quiet: bool = False, stream: TextIO | None = None
+) -> Event | None:
+    """Consume ``events`` and show them on ``stream`` (default: standard error).
+
+    Returns the ``end`` event, None if there was none. With ``quiet`` nothing is written. What the
+    events raise passes through, after the terminal has been left clean. A stream that can no longer
+    be written (a closed pipe, a lost terminal) ends the showing, not the run.
+    """
+    end = None
+    view = None if quiet else _View(sys.stderr if stream is None else stream)
+    try:
+        for event in events:
+            if event["event"] == "end":
+                end = event
+            if view is not None:
+                try:
+                    view.take(event)
+                except OSError:
+                    view = None
+    finally:
+        if view is not None:
+            with contextlib.suppress(OSError):
+                view.close()
+    return end
+
+
+def units(nats: float) -> str:
+    """A loss, given in nats per character, in every unit."""
+    perplexity = math.inf if nats > 700 else math.exp(nats)  # e^710 overflows
+    return (
+        f"{_number(nats)} nats/char  {_number(nats / math.log(2))} bits/char  "
+        f"perplexity {perplexity:.4g}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``43 s``, ``2 min 05 s`` or ``3 h 07 min``."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {m:02d} min"
+    return f"{m} min {s:02d} s" if m else f"{s} s"
+
+
+def command(*words: object) -> str:
+    """``words`` as a person types them into the shell."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+class _View:
+    """What is shown of one run; `take` is handed every event, `close` is called once."""
+
+    MEMORY = 50  # steps over which the shown training loss is smoothed
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.terminal = stream.isatty()
+        self.period = 0.1 if self.terminal else 5.0
+        self.due = 0.0  # when the next progress is to be drawn
+        self.start: Event = {}
+        self.steps = 0
+        self.nats = 0.0  # smoothed training loss
+        self.val_nats: float | None = None
+        self.folder: Path | None = None
+        self.bar: tqdm[Any] | None = None
+
+    def take(self, event: Event) -> None:
+        handler = getattr(self, "on_" + event["event"], None)  # "train" is for metrics.jsonl
+        if handler is not None:
+            handler(event)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def say(self, text: str) -> None:
+        """Write ``text``, above the bar if there is one."""
+        if self.bar is not None:
+            self.bar.clear()
+        self.stream.write(text + "\n")
+        self.stream.flush()
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def on_note(self, event: Event) -> None:
+        self.say(event["text"])
+
+    def on_start(self, e: Event) -> None:
+        self.start = e
+        self.say(
+            f"{e['parameters']:,} parameters, {e['vocab_size']:,} symbols, "
+            f"{e['train_chars']:,} characters to train on, {e['val_chars']:,} to validate on"
+        )
+        self.say(
+            f"{e['total_steps']:,} steps of {e['batch_size']} x {e['seq_length']} characters, "
+            f"{e['steps_per_epoch']:,} to an epoch"
+            + (f"; going on after step {e['step']:,}" if e["step"] else "")
+        )
+        if self.terminal:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=e["total_steps"],
+                initial=e["step"],
+                file=self.stream,
+                dynamic_ncols=True,
+                leave=False,
+                bar_format=f"step {e['step']}/{e['total_steps']} |{{bar}}|",
+            )
+
+    def on_step(self, event: Event) -> None:
+        # Runs thousands of times a second: nothing is formatted before it is due.
+        self.steps += 1
+        self.nats += (event["nats_per_char"] - self.nats) / min(self.steps, self.MEMORY)
+        now = time.monotonic()
+        if now >= self.due:
+            self.due = now + self.period
+            self.progress(event)
+
+    def progress(self, event: Event) -> None:
+        step, total = event["step"], self.start["total_steps"]
+        epochs = total / self.start["steps_per_epoch"]
+        speed = event["time"]["chars_per_second"]
+        where = f"epoch {event['epoch']:.1f}/{epochs:.4g} step {step}/{total}"
+        # The terminal cuts off what does not fit, so the most wanted comes first.
+        facts = [f"{_number(self.nats)} nats {_number(self.nats / math.log(2))} bits/char"]
+        facts += [f"val {_number(self.val_nats)} nats"] if self.val_nats is not None else []
+        if speed > 0:
+            chars = (total - step) * self.start["batch_size"] * self.start["seq_length"]
+            facts += [f"{duration(chars / speed)} left"]
+        facts += [f"{speed:,.0f} chars/s", f"grad norm {event['grad_norm']:.3g}"]
+        if self.bar is None:
+            self.say(f"{where}: {', '.join(facts)}")
+        else:
+            self.bar.n = step
+            self.bar.bar_format = f"{where} |{{bar}}| {', '.join(facts)}"
+            self.bar.refresh()
+
+    def on_validation(self, event: Event) -> None:
+        self.val_nats = event["val_nats_per_char"]
+        best = "  (best)" if event["best"] else ""
+        self.say(
+            f"step {event['step']:,}  epoch {event['epoch']:.1f}  "
+            f"validation {units(event['val_nats_per_char'])}{best}"
+        )
+
+    def on_sample(self, event: Event) -> None:
+        self.say(f"--- sample at step {event['step']:,} ---\n{event['text']}\n---")
+
+    def on_checkpoint(self, event: Event) -> None:
+        self.folder = Path(event["path"]).parent
+
+    def on_end(self, event: Event) -> None:
+        self.close()
+        taken = duration(event["time"]["seconds"])
+        self.say(
+            f"\n{REASONS[event['reason']]} at step {event['step']:,}, "
+            f"epoch {event['epoch']:.1f}, after {taken}"
+        )
+        rows = {
+            "training": event["nats_per_char"],
+            "validation": event["val_nats_per_char"],
+            "best": event["best_val_nats_per_char"],
+            "test": event["test_nats_per_char"],
+        }
+        for name, nats in rows.items():
+            if nats is not None:
+                note = f"  (step {event['best_step']:,})" if name == "best" else ""
+                self.say(f"  {name:<10}  {units(nats)}{note}")
+        if self.folder is not None:
+            self.say(f"  {'model in':<10}  {self.folder}")
+            if event["reason"] in ("finished", "patience"):
+                self.say(f"  {'next':<10}  {command('charrnn', 'sample', self.folder)}")

@@ -1,0 +1,48 @@
+"""Named weights as views of one flat array: what the optimizer, clipping and MPI want to see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+ALIGN = 64
+"""Bytes: every tensor starts at a cache line."""
+
+
+class Params:
+    """Arrays by name in one flat array, the matrices before the vectors.
+
+    Attributes
+    ----------
+    flat : (n,) array; the few elements between tensors are zero and stay so
+    views : name -> array, in the order of ``shapes``
+    decayed : elements ``flat[:decayed]`` belong to matrices, to which alone weight decay applies
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any) -> None:
+        self.shapes = shapes
+        step = ALIGN // np.dtype(dtype).itemsize
+        offset, where = 0, {}
+        self.decayed = 0
+        for matrix in (True, False):
+            for name, shape in shapes.items():
+                if (len(shape) > 1) == matrix:
+                    where[name] = offset
+                    offset += -(-int(np.prod(shape)) // step) * step
+            if matrix:
+                self.decayed = offset
+        self.flat = np.zeros(offset, dtype)
+        self.views = {
+            name: self.flat[where[name] :][: int(np.prod(shape))].reshape(shape)
+            for name, shape in shapes.items()
+        }
+
+    @property
+    def count(self) -> int:
+        """Trained numbers."""
+        return sum(view.size for view in self.views.values())
+
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """The views whose names begin with ``prefix``, under the rest of their names."""
+        return {n[len(prefix) :]: v for n, v in self.views.items() if n.startswith(prefix)}

@@ -1,0 +1,243 @@
+"""The run folder and its JSON: ``config.json`` and ``metrics.jsonl``.
+
+``metrics.jsonl``, schema 1: UTF-8, one event a line, each a strict JSON object with ``event`` and
+``step``, the number of training steps done. Losses are nats per character. What depends on the
+clock is under ``time``; all else is the same whenever the run is repeated or resumed. A number
+that is not finite is null. Readers ignore keys and events that they do not know.
+
+==========  =====================================================================================
+event       further keys
+==========  =====================================================================================
+start       schema, total_steps, steps_per_epoch, parameters, train_chars, val_chars, vocab_size,
+            batch_size, seq_length
+train       epoch (fraction), chars (trained so far), nats_per_char (mean since the last such
+            line), grad_norm (before clipping), clipped (share of steps), learning_rate,
+            time: seconds, chars_per_second
+validation  epoch, val_nats_per_char, best (is this one the best yet), best_val_nats_per_char,
+            best_step, time: seconds
+sample      text
+end         epoch, reason (finished, patience, interrupted, diverged), nats_per_char,
+            val_nats_per_char, best_val_nats_per_char, best_step, test_nats_per_char, message,
+            time: seconds; what there is none of is null
+==========  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from charrnn import atomic
+from charrnn.errors import InputError, SaveError
+
+SCHEMA = 1
+RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
+
+
+class RunLog:
+    """The metrics file of a run, open for appending; a context manager.
+
+    Raises
+    ------
+    SaveError
+        If the file cannot be opened or, from any method, written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self._saving():
+            # Unbuffered: nothing that failed to be written may turn up again when it is closed.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def length(self) -> int:
+        """Bytes in the file: what a checkpoint records, after `sync`."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Write one event as one line: all of it or, if the disk is full, nothing of it."""
+        line, before = memoryview(_dump(event) + b"\n"), self.length
+        with self._saving():
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._file.truncate(before)
+                raise
+
+    def sync(self) -> None:
+        """Bring all lines to the disk."""
+        with self._saving():
+            os.fsync(self._file.fileno())
+
+    def truncate(self, length: int) -> str | None:
+        """Cut back to the ``length`` that a checkpoint recorded, where a resumed run goes on.
+
+        If the file has become shorter, its complete lines are kept, since lost metrics are no
+        reason to lose the model; then a note for the user is returned.
+        """
+        with self._saving():
+            kept = self.path.read_bytes()[:length].rfind(b"\n") + 1
+            self._file.truncate(kept)
+        if kept == length:
+            return None
+        return (
+            f"{self.path} ends {length - kept} bytes before the checkpoint: those events are lost"
+        )
+
+    def close(self) -> None:
+        """Close the file; appending is over."""
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SaveError(
+                f"could not write {self.path}: {error.strerror or error}; the lines before are"
+                " whole: make room or allow writing, then resume the run"
+            ) from error
+
+
+def read(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The complete events of a metrics file; a last line still being written is left out.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, a line is not an event, or its schema is not ours.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                yield _event(line, f"line {number} of {path}")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the metrics {path}: {error.strerror or error}; name the folder of a run"
+        ) from error
+
+
+def _event(line: bytes, where: str) -> dict[str, Any]:
+    event = parse_json(line, where)
+    if not isinstance(event, dict) or "event" not in event or "step" not in event:
+        raise InputError(f"{where} is no event of a run: delete that line or restore the file")
+    if event.get("schema", SCHEMA) != SCHEMA:
+        raise InputError(
+            f"{where} has schema {event['schema']!r}; this charrnn reads {SCHEMA}: upgrade charrnn"
+        )
+    return event
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically; numbers that are not finite become null."""
+    atomic.write(path, _dump(value, indent=2) + b"\n")
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """The value of a strict JSON text from an untrusted file, called ``what`` in the message.
+
+    Raises
+    ------
+    InputError
+        If it is malformed, nested too deeply, not UTF-8, or has a number that is not finite.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise InputError(
+            f"{what} is not valid JSON ({reason}): restore the file or use another one"
+        ) from error
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if not math.isfinite(number):
+        raise ValueError(f"a number that is not finite: {literal[:40]}")
+    return number
+
+
+def _dump(value: Any, indent: int | None = None) -> bytes:
+    text = json.dumps(_nulled(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    # A lone surrogate (an undecodable file name) becomes \udcxx, which is JSON's escape for it.
+    return text.encode(errors="backslashreplace")
+
+
+def _nulled(value: Any) -> Any:
+    """``value`` with None for every float that strict JSON cannot express."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _nulled(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_nulled(item) for item in value]
+    return value
+
+
+def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Path = "runs") -> Path:
+    """Create the folder of a new run.
+
+    Parameters
+    ----------
+    out_dir
+        The folder that the user named; it may exist if it holds no run. None: ``root/<corpus>``,
+        with ``-2``, ``-3``, ... after it if taken.
+    corpus_name
+        What the text is called; characters that trouble file systems are replaced.
+
+    Raises
+    ------
+    InputError
+        If ``out_dir`` is a file or holds a run, or the folder cannot be created.
+    """
+    folder = Path(root if out_dir is None else out_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if out_dir is None:
+            return _numbered_folder(folder, _safe_name(corpus_name))
+    except OSError as error:
+        raise InputError(
+            f"cannot create the run folder {folder}: {error.strerror or error};"
+            " name a folder that can be written with --out-dir"
+        ) from error
+    if any(next(folder.glob(pattern), None) for pattern in RUN_FILES):
+        raise InputError(
+            f"--out-dir {folder} already holds a run: continue it with --resume {folder},"
+            " or name another folder"
+        )
+    return folder
+
+
+def _numbered_folder(root: Path, name: str) -> Path:
+    for number in itertools.count(1):
+        folder = root / (name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("unreachable")
+
+
+def _safe_name(name: str) -> str:
+    """``name`` as a folder name for any system: no odd characters, not long, not reserved."""
+    name = re.sub(r"[^\w.-]+", "-", name)[:60].strip("-.") or "text"
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    return f"text-{name}" if reserved else name

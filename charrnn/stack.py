@@ -1,0 +1,172 @@
+"""L layers of one cell: what lies between them, and the order of the calls.
+
+Layer l reads ``x[l]`` and writes ``w[l]["h"][1:]``. Between layers, and before the output,
+
+    x[l+1] = mask * (h_l + x[l])
+
+with the mask of dropout and, for residual links, x[l] where the widths agree. Where there is
+neither, ``x[l+1]`` is h_l itself: no copy. ``dx`` mirrors ``x`` on the way back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows, whole
+from charrnn.config import ModelConfig
+from charrnn.kernels.dropout import add, link, unlink
+from charrnn.kernels.gather import embed, scatter
+from charrnn.kernels.softmax import back_project, column_sums, project
+from charrnn.params import Params
+from charrnn.threads import share
+
+LINE = 16
+"""Columns that one thread takes at the least: a cache line of float32."""
+NO_IDS = np.empty((0, 0), np.int32)
+
+
+class Stack:
+    """The packed weights of all layers and the call lists of a window."""
+
+    def __init__(self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None):
+        self.config, self.cell = config, cell
+        self.embedding = params.views.get("embedding")
+        self.d_embedding = grads.views.get("embedding") if grads else None
+        self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
+        self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
+        self.k: list[Arrays] = []
+        self.pack_calls: list[Call] = []
+        for i, p in enumerate(self.p):
+            k, calls = cell.packing(p, grads is not None)
+            if not self.reads_ids(i):
+                kx, more = packed_pair("Wx", p["Wx"], grads is not None)
+                k, calls = k | kx, calls + more
+            self.k.append(k)
+            self.pack_calls += calls
+
+    def reads_ids(self, i: int) -> bool:
+        """Whether layer ``i`` gathers rows of Wx by character."""
+        return i == 0 and self.embedding is None
+
+
+class Window:
+    """Work arrays and call lists for windows of T steps and B rows.
+
+    ``like`` lends its arrays to a shorter window.
+    """
+
+    def __init__(
+        self, stack: Stack, ids: np.ndarray, *, training: bool, dropout: float = 0.0,
+        like: Window | None = None,
+    ):  # fmt: skip
+        self.stack, self.ids, self.training = stack, ids, training
+        self.T, self.B = ids.shape
+        self.like = like
+        H, cell, config = stack.config.hidden_size, stack.cell, stack.config
+        dtype = config.dtype
+        self.threshold = np.uint32(min(round(dropout * 2**32), 2**32 - 1))
+        self.scale = np.dtype(dtype).type(1 / (1 - dropout))
+        shapes = cell.work_shapes(self.T, self.B, H)
+        if not training:
+            forward_only = (*cell.states, "gates")
+            shapes = {n: s for n, s in shapes.items() if n in forward_only}
+        self.arrays: Arrays = {}
+        self.w = [
+            {n: self._array(f"{i}.{n}", s) for n, s in shapes.items()} for i in range(len(stack.p))
+        ]
+        self.keys = like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
+        self.x: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
+        self.dx: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
+        if stack.embedding is not None:
+            E = stack.embedding.shape[1]
+            self.x[0] = self._array("x0", (self.T, self.B, E))
+            if training:
+                self.dx[0] = self._array("dx0", (self.T, self.B, E))
+        for i, w in enumerate(self.w):
+            if self.has_link(i):
+                shape = (self.T, self.B, H)
+                self.x.append(self._array(f"x{i + 1}", shape))
+                if training:
+                    self.dx.append(self._array(f"dx{i + 1}", shape))
+            else:
+                self.x.append(w["h"][1:])
+                if training:
+                    self.dx.append(w["dh"])
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if self.like is None:
+            array = np.zeros(shape, self.stack.config.dtype)
+        else:
+            array = self.like.arrays[name].reshape(-1)[: int(np.prod(shape))].reshape(shape)
+        self.arrays[name] = array
+        return array
+
+    def skips(self, i: int) -> bool:
+        """Whether layer ``i`` has a residual link."""
+        config = self.stack.config
+        return config.residual and self.x[i].shape[-1] == config.hidden_size
+
+    def has_link(self, i: int) -> bool:
+        """Whether ``x[i + 1]`` is something else than layer ``i``'s output."""
+        return self.threshold > 0 or self.skips(i)
+
+    def forward_calls(self, r0: int, r1: int) -> list[Call]:
+        """All layers for the rows r0 <= r < r1."""
+        stack, calls = self.stack, []
+        if stack.embedding is not None:
+            calls.append((embed, (self.x[0], self.ids, stack.embedding, r0, r1)))
+        for i, (p, k, w) in enumerate(zip(stack.p, stack.k, self.w, strict=True)):
+            ids = self.ids if stack.reads_ids(i) else NO_IDS
+            if not stack.reads_ids(i):
+                calls.append((project, (w["gates"], self.x[i], k["Wx"], p["b"], r0, r1)))
+            calls.append(stack.cell.forward(p, k, w, ids, r0, r1))
+            if self.has_link(i):
+                skip = self.x[i] if self.skips(i) else np.empty((0, 0, 0), w["h"].dtype)
+                mask = (self.keys[i], self.threshold, self.scale)
+                calls.append((link, (self.x[i + 1], w["h"][1:], skip, *mask, r0, r1)))
+        return calls
+
+    def backward_calls(self, r0: int, r1: int) -> list[Call]:
+        """Undo `forward_calls`: from ``dx[L]`` to the gradients of gates, inputs and states."""
+        stack, calls = self.stack, []
+        for i in range(len(self.w) - 1, -1, -1):
+            p, k, w = stack.p[i], stack.k[i], self.w[i]
+            if self.has_link(i):
+                mask = (self.keys[i], self.threshold, self.scale)
+                calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, r0, r1)))
+            calls.append(stack.cell.backward(p, k, w, r0, r1))
+            if not stack.reads_ids(i):
+                calls.append((back_project, (self.dx[i], w["gates"], k["WxT"], r0, r1)))
+                if self.skips(i):
+                    calls.append((add, (self.dx[i], self.dx[i + 1], r0, r1)))
+        return calls
+
+    def products(self) -> list[Product]:
+        """The products that give the weights' gradients."""
+        stack, found = self.stack, []
+        for i, (g, w) in enumerate(zip(stack.g, self.w, strict=True)):
+            found += stack.cell.weight_products(g, w)
+            if not stack.reads_ids(i):
+                found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
+        return found
+
+    def reductions(self, part: int, parts: int) -> list[Call]:
+        """The other gradients; each is cut by columns and this is one part of them."""
+        stack, calls = self.stack, []
+
+        def cut(gradient: np.ndarray) -> tuple[int, int]:
+            return share(gradient.shape[-1], part, parts, LINE)
+
+        for i, (g, w) in enumerate(zip(stack.g, self.w, strict=True)):
+            c0, c1 = cut(g["b"])
+            if stack.reads_ids(i):
+                calls.append((scatter, (g["Wx"], self.ids, w["gates"], c0, c1)))
+                # Each row reads one character, so the bias's gradient is the sum over characters.
+                calls.append((column_sums, (g["b"], g["Wx"], c0, c1, 0, False)))
+            else:
+                calls.append((column_sums, (g["b"], rows(w["gates"]), c0, c1, 0, False)))
+            if part == 0:
+                calls += stack.cell.reductions(g, w)
+        if stack.d_embedding is not None:
+            calls.append((scatter, (stack.d_embedding, self.ids, self.dx[0], *cut(stack.d_embedding))))
+        return calls

@@ -1,0 +1,271 @@
+"""Text <-> ids: which symbols a model knows, and in which order.
+
+A symbol is a character (code point) or, at level "byte", a byte value; an id is its position in
+`Vocabulary.symbols`. Texts are worked on in chunks, as arrays of code points: beside the ids
+themselves nothing as long as the text is ever made.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from charrnn.errors import InputError
+
+CHUNK = 1 << 20  # symbols of a text that are looked at together
+CODES = {"char": 0x110000, "byte": 0x100}  # how many values a symbol can have
+# How the unknown symbol is displayed. U+FFFD is Unicode's own sign for it; 0xff is no part of any
+# UTF-8 sequence and so decodes to U+FFFD. Its id, not this, tells it from the real thing.
+UNKNOWN: dict[str, str | int] = {"char": "\ufffd", "byte": 0xFF}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols of a model in id order; immutable.
+
+    Parameters
+    ----------
+    level : "char" or "byte"
+    symbols : tuple of str (one character each), or of int (0 to 255) at level "byte"
+        All different, but for the unknown symbol, which is written ``UNKNOWN[level]`` whether
+        that one occurs as itself or not.
+    unknown : int or None
+        Id of the unknown symbol, which stands for whatever is not in the vocabulary.
+
+    Raises
+    ------
+    InputError
+        If the parts do not make a vocabulary.
+    """
+
+    level: str
+    symbols: tuple[str, ...] | tuple[int, ...]
+    unknown: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.level not in CODES:
+            raise _invalid(f"level is {self.level!r}, not one of {', '.join(CODES)}")
+        if not self.symbols:
+            raise _invalid("it is empty")
+        for i, symbol in enumerate(self.symbols):
+            if not _is_symbol(symbol, self.level):
+                kind = "one character" if self.level == "char" else "a number from 0 to 255"
+                raise _invalid(f"symbol {i} is {symbol!r}, not {kind}")
+        known = list(self.symbols)
+        if self.unknown is not None:
+            if type(self.unknown) is not int or not 0 <= self.unknown < self.size:
+                raise _invalid(f"unknown is {self.unknown!r}, not an id below {self.size}")
+            if known.pop(self.unknown) != UNKNOWN[self.level]:
+                raise _invalid(f"the unknown symbol is not {UNKNOWN[self.level]!r}")
+        if len(set(known)) < len(known):
+            raise _invalid("a symbol occurs twice")
+
+    @classmethod
+    def build(cls, text: str | bytes, level: str = "char", min_count: int = 1) -> Vocabulary:
+        """The symbols of ``text`` in ascending order.
+
+        Symbols that occur fewer than ``min_count`` times are left out; if there are any, the
+        unknown symbol comes last and stands for them.
+
+        Raises
+        ------
+        InputError
+            If the text is empty or no symbol occurs ``min_count`` times.
+        """
+        counts = _counts(_at_level(text, level))
+        kept = np.flatnonzero(counts >= max(min_count, 1))
+        if not len(kept):
+            raise InputError(
+                f"--min-count is {min_count}, but the text's most frequent symbol occurs "
+                f"{_times(counts.max())}: give at most that"
+                if counts.any()
+                else "the text is empty: there is nothing to build a vocabulary from"
+            )
+        symbols = _symbols(kept, level)
+        if len(kept) == np.count_nonzero(counts):
+            return cls(level, symbols)
+        return cls(level, (*symbols, UNKNOWN[level]), len(symbols))
+
+    @property
+    def size(self) -> int:
+        """Number of symbols (V), the unknown one included."""
+        return len(self.symbols)
+
+    def encode(self, text: str | bytes, on_unknown: str = "error") -> NDArray[np.unsignedinteger]:
+        """The ids of a text.
+
+        Parameters
+        ----------
+        text : str or bytes
+            At level "byte" a str stands for its UTF-8 bytes.
+        on_unknown : "error", "map" or "skip"
+            What to do with a symbol that is not in the vocabulary: refuse it, make it the unknown
+            symbol (or refuse it, if the vocabulary has none), or leave it out.
+
+        Returns
+        -------
+        array (N,) of the smallest unsigned integer type that holds every id
+
+        Raises
+        ------
+        InputError
+            If a symbol is refused; the message names it.
+        """
+        if on_unknown not in ("error", "map", "skip"):
+            raise InputError(f"--on-unknown is {on_unknown!r}: it must be error, map or skip")
+        text = _at_level(text, self.level)
+        ids = np.empty(len(text), np.min_scalar_type(self.size - 1))
+        end = 0
+        for codes in _chunks(text):
+            found = self._id_of_code[codes]
+            lacking = found < 0
+            if lacking.any():
+                if on_unknown == "skip":
+                    found = found[~lacking]
+                elif on_unknown == "map" and self.unknown is not None:
+                    found[lacking] = self.unknown
+                else:
+                    raise InputError(
+                        f"not in the vocabulary: {describe(self.missing(text))}"
+                        + ("; it has no unknown symbol to map to" if on_unknown == "map" else "")
+                        + ": change the text or --on-unknown"
+                    )
+            ids[end : end + len(found)] = found
+            end += len(found)
+        return ids[:end]
+
+    def missing(self, text: str | bytes) -> dict[Any, int]:
+        """Symbols of ``text`` that are not in the vocabulary -> their counts, commonest first."""
+        counts = _counts(_at_level(text, self.level))
+        codes = np.flatnonzero((counts > 0) & (self._id_of_code < 0))
+        codes = codes[np.argsort(-counts[codes], kind="stable")]
+        return dict(zip(_symbols(codes, self.level), counts[codes].tolist(), strict=True))
+
+    def decode(self, ids: ArrayLike) -> str | bytes:
+        """The text of ids (N,): str, or bytes at level "byte"."""
+        ids = np.asarray(ids, np.intp)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.size:
+            raise InputError(
+                f"ids run from {ids.min()} to {ids.max()}: allowed are 0 to {self.size - 1}"
+            )
+        data: bytes = self._codes[ids].tobytes()
+        return data.decode("utf-32-le", "surrogatepass") if self.level == "char" else data
+
+    def decoder(self) -> StreamDecoder:
+        """A decoder for ids that come a few at a time."""
+        return StreamDecoder(self)
+
+    def extended(self, text: str | bytes) -> Vocabulary:
+        """This vocabulary with the symbols that ``text`` adds to it, sorted, after the old ids."""
+        return replace(self, symbols=(*self.symbols, *sorted(self.missing(text))))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready ``level``, ``symbols`` (a list in id order) and ``unknown``."""
+        return {"level": self.level, "symbols": list(self.symbols), "unknown": self.unknown}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Vocabulary:
+        """Inverse of `to_json`; InputError if ``data`` is anything else."""
+        if not isinstance(data, dict) or data.keys() != {"level", "symbols", "unknown"}:
+            raise _invalid("it is not an object of level, symbols and unknown")
+        if not isinstance(data["symbols"], list) or not isinstance(data["level"], str):
+            raise _invalid("its symbols are no list or its level is no text")
+        return cls(data["level"], tuple(data["symbols"]), data["unknown"])
+
+    @cached_property
+    def _codes(self) -> NDArray[Any]:
+        """Code of each id (V,)."""
+        symbols: Any = self.symbols
+        return _codes("".join(symbols) if self.level == "char" else bytes(symbols))
+
+    @cached_property
+    def _id_of_code(self) -> NDArray[np.int32]:
+        """Id of each possible code, -1 if there is none; the unknown symbol has no code."""
+        ids = np.arange(self.size)
+        if self.unknown is not None:
+            ids = np.delete(ids, self.unknown)
+        table = np.full(CODES[self.level], -1, np.int32)
+        table[self._codes[ids]] = ids
+        return table
+
+
+class StreamDecoder:
+    """Decodes ids that come a few at a time; the pieces together are the whole text.
+
+    Always gives str: at level "byte" the bytes are taken as UTF-8, an unfinished sequence waits for
+    its other bytes, and what is no UTF-8 becomes U+FFFD.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def decode(self, ids: ArrayLike, final: bool = False) -> str:
+        """The text of the next ids (N,), as far as it is complete; all of it if ``final``."""
+        text = self._vocabulary.decode(ids)
+        return text if isinstance(text, str) else self._utf8.decode(text, final)
+
+
+def describe(symbols: Mapping[Any, int], most: int = 8) -> str:
+    """Symbols and their counts in words, such as ``'é' (3 times), '\\t' (once) and 2 others``."""
+    shown = [
+        f"{s!r} ({_times(n)})" if isinstance(s, str) else f"byte 0x{s:02x} ({_times(n)})"
+        for s, n in list(symbols.items())[:most]
+    ]
+    rest = len(symbols) - len(shown)
+    return ", ".join(shown) + (f" and {rest} other{'s' if rest > 1 else ''}" if rest else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _invalid(reason: str) -> InputError:
+    return InputError(f"this is not a vocabulary: {reason}")
+
+
+def _is_symbol(symbol: Any, level: str) -> bool:
+    if level == "char":
+        return isinstance(symbol, str) and len(symbol) == 1
+    return type(symbol) is int and 0 <= symbol < CODES["byte"]
+
+
+def _at_level(text: str | bytes, level: str) -> str | bytes:
+    """``text`` as str for level "char", as bytes for level "byte"."""
+    if level == "byte":
+        return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if isinstance(text, str):
+        return text
+    raise InputError('bytes need a vocabulary of level "byte": decode them, or use --level byte')
+
+
+def _codes(text: str | bytes) -> NDArray[Any]:
+    """Code points (uint32) or bytes (uint8) of a text (N,); a lone surrogate is a code too."""
+    if isinstance(text, str):
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return np.frombuffer(text, np.uint8)
+
+
+def _chunks(text: str | bytes) -> Iterator[NDArray[Any]]:
+    """The codes of a text, piece by piece: indexing makes 8 bytes of each."""
+    for start in range(0, len(text), CHUNK):
+        yield _codes(text[start : start + CHUNK])
+
+
+def _counts(text: str | bytes) -> NDArray[np.int64]:
+    """How often each possible code occurs."""
+    counts = np.zeros(CODES["char" if isinstance(text, str) else "byte"], np.int64)
+    for codes in _chunks(text):
+        counts += np.bincount(codes, minlength=len(counts))
+    return counts
+
+
+def _symbols(codes: NDArray[Any], level: str) -> tuple[Any, ...]:
+    """The symbols that have these codes."""
+    return tuple(map(chr, codes.tolist())) if level == "char" else tuple(codes.tolist())

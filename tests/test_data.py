@@ -1,0 +1,388 @@
+"""Reading, decoding, splits, streams and windows."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from charrnn.data import Streams, fingerprint, fit, read_corpus, split
+from charrnn.errors import InputError
+
+quick = settings(max_examples=50, deadline=None)
+
+
+def write(path, data):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return str(path)
+
+
+def feed(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+# Reading
+
+
+def test_one_file(tmp_path):
+    path = write(tmp_path / "the.book.txt", "naïve\n")
+    corpus = read_corpus([path])
+    assert corpus.text == "naïve\n"
+    assert corpus.sources == (path,)
+    assert corpus.documents == (0,)
+    assert corpus.name == "the.book"
+    assert corpus.fingerprint == fingerprint("naïve\n")
+
+
+def test_files_are_joined_as_they_come(tmp_path):
+    paths = [write(tmp_path / n, t) for n, t in [("b.txt", "é1"), ("e.txt", ""), ("a.md", "23")]]
+    corpus = read_corpus(paths)
+    assert corpus.text == "é123"
+    assert corpus.documents == (0, 2, 2)
+    assert corpus.sources == tuple(paths)
+    assert corpus.name == "b"
+    assert read_corpus(paths, level="byte").documents == (0, 3, 3)
+
+
+def test_folder_is_its_txt_files_sorted(tmp_path):
+    folder = tmp_path / "some.texts"
+    (folder / "inner.txt").mkdir(parents=True)
+    for name, text in [("b.txt", "3"), ("a.TXT", "2"), ("C.txt", "1"), ("c.md", "x")]:
+        write(folder / name, text)
+    other = write(tmp_path / "a.md", "4")
+    corpus = read_corpus([folder, other])
+    assert corpus.sources == (*(str(folder / n) for n in ("C.txt", "a.TXT", "b.txt")), other)
+    assert corpus.text == "1234"
+    assert corpus.name == "some.texts"
+
+
+def test_name_of_the_current_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "poems"
+    folder.mkdir()
+    write(folder / "a.txt", "a")
+    monkeypatch.chdir(folder)
+    assert read_corpus(["."]).name == "poems"
+
+
+def test_gzip(tmp_path):
+    path = write(tmp_path / "book.txt.gz", gzip.compress("naïve\r\n".encode()))
+    assert read_corpus([path]).text == "naïve\n"
+    assert read_corpus([path], level="byte").text == "naïve\r\n".encode()
+    assert read_corpus([path]).name == "book"
+
+
+def test_standard_input(tmp_path, monkeypatch):
+    feed(monkeypatch, b"\xef\xbb\xbfab\r")
+    corpus = read_corpus(["-"])
+    assert (corpus.text, corpus.sources, corpus.name) == ("ab\n", ("-",), "stdin")
+    with pytest.raises(InputError, match="only once"):
+        read_corpus(["-", "-"])
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input is closed"):
+        read_corpus(["-"])
+
+
+@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf"])
+def test_empty_text(tmp_path, monkeypatch, data):
+    feed(monkeypatch, data)
+    path = write(tmp_path / "empty.txt", data)
+    with pytest.raises(InputError, match=r"text is empty: .*empty\.txt, standard input"):
+        read_corpus([path, "-"])
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(InputError, match="no text is given"):
+        read_corpus([])
+    for missing in (str(tmp_path / "none.txt"), str(tmp_path / "none.gz"), ""):
+        with pytest.raises(InputError, match="does not exist: name text files"):
+            read_corpus([missing])
+    write(tmp_path / "a.md", "a")
+    with pytest.raises(InputError, match=r"has no \.txt file"):
+        read_corpus([tmp_path])
+
+
+def test_bad_gzip(tmp_path):
+    whole = gzip.compress(os.urandom(999))
+    for data in (b"no gzip", whole[:-20], whole[:50] + b"\xff" * 50 + whole[100:], whole + b"x"):
+        path = write(tmp_path / "a.gz", data)
+        with pytest.raises(InputError, match=r"a\.gz is not a gzip file, or a damaged one"):
+            read_corpus([path])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no POSIX permissions")
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_no_permission(tmp_path, monkeypatch, kind):
+    path = tmp_path / "locked"
+    if kind == "file":
+        write(path, "a")
+    else:
+        path.mkdir()
+    path.chmod(0)
+    if os.geteuid() == 0:  # root may read everything: act the refusal
+
+        def refuse(*args, **kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("os.listdir", refuse)
+    try:
+        with pytest.raises(InputError, match="cannot read .*locked: Permission denied"):
+            read_corpus([path])
+    finally:
+        path.chmod(0o700)
+
+
+# Decoding
+
+
+def test_newlines_become_one_kind(tmp_path):
+    path = write(tmp_path / "a.txt", "a\r\nb\rc\n\r\r\n\u2028")
+    assert read_corpus([path]).text == "a\nb\nc\n\n\n\u2028"
+    assert read_corpus([path], level="byte").text == "a\r\nb\rc\n\r\r\n\u2028".encode()
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "UTF8"]
+)
+def test_byte_order_mark_of_each_file_is_removed(tmp_path, encoding, mark):
+    text = "naïve 𝄞"
+    # A codec that writes its own mark writes just one.
+    data = (("\ufeff" if mark else "") + text).encode(encoding)
+    if encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        data = text.encode(encoding)
+    paths = [write(tmp_path / n, data) for n in ("a.txt", "b.txt")]
+    assert read_corpus(paths, encoding=encoding).text == 2 * text
+
+
+def test_mark_within_the_text_stays(tmp_path):
+    assert read_corpus([write(tmp_path / "a.txt", "a\ufeffb")]).text == "a\ufeffb"
+
+
+def test_byte_level_keeps_the_mark_and_knows_no_encoding(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xef\xbb\xbf\xff")
+    assert read_corpus([path], level="byte", encoding="nonsense").text == b"\xef\xbb\xbf\xff"
+
+
+@pytest.mark.parametrize(
+    "data, encoding, offset, advice",
+    [
+        ("ïv\n".encode() + b"\xe9", "utf-8", 4, "latin-1"),
+        (b"\xef\xbb\xbfab\xff", "utf-8", 5, "latin-1"),
+        (b"\xef\xbb\xbfab\xff", "utf-8-sig", 5, "latin-1"),
+        (b"\xff\xfea\0b", "utf-16", 4, "latin-1"),
+        ("naïve".encode("utf-16"), "utf-8", 0, "utf-16"),
+        (b"abc\x81", "cp1252", 3, "latin-1"),
+    ],
+)
+def test_undecodable_bytes(tmp_path, data, encoding, offset, advice):
+    path = write(tmp_path / "odd.txt", data)
+    message = (
+        rf"odd\.txt is not {encoding}: byte 0x{data[offset]:02x} at offset {offset} "
+        rf".*; try --encoding {advice} or --level byte$"
+    )
+    with pytest.raises(InputError, match=message):
+        read_corpus([path], encoding=encoding)
+
+
+@pytest.mark.parametrize("encoding", ["nonsense", "hex", "rot13", "undefined", "", "a\0b"])
+def test_unknown_encoding(tmp_path, encoding):
+    path = write(tmp_path / "a.txt", "abc")
+    with pytest.raises(InputError, match="--encoding is .*: it must be a text encoding"):
+        read_corpus([path], encoding=encoding)
+
+
+def test_messages_are_one_line(tmp_path):
+    path = write(tmp_path / "a.txt", b"\xff")
+    for paths, encoding in (([path], "utf-8"), ([path], "x"), ([tmp_path / "b"], "utf-8")):
+        with pytest.raises(InputError) as error:
+            read_corpus(paths, encoding=encoding)
+        assert "\n" not in str(error.value)
+
+
+def test_fingerprint_is_of_the_text_not_of_its_file(tmp_path):
+    text = "naïve\ntext"
+    path = write(tmp_path / "a.txt", text)
+    other = write(tmp_path / "b.gz", gzip.compress(text.replace("\n", "\r\n").encode("utf-16")))
+    same = read_corpus([path]).fingerprint
+    assert read_corpus([other], encoding="utf-16").fingerprint == same
+    assert len(same) == 64
+
+
+def test_fingerprint_tells_texts_apart():
+    texts = ["ab", "ba", "ab\n", "a", "é", b"ab", "é".encode(), "\udc80"]
+    assert len({fingerprint(text) for text in texts}) == len(texts)
+
+
+def test_fingerprint_depends_on_every_piece():
+    text = "é" * (1 << 20)
+    assert fingerprint(text + "a" + text) != fingerprint(text + text + "a")
+    whole = hashlib.sha256(f"char {len(text) * 2}\n".encode() + (text + text).encode())
+    assert fingerprint(text + text) == whole.hexdigest()
+
+
+# Splits
+
+
+def test_split_is_training_validation_test_in_order():
+    ids = np.arange(1000, dtype=np.uint16)
+    train, val, test = split(ids, 0.1, 0.05)
+    assert [len(part) for part in (train, val, test)] == [850, 100, 50]
+    assert np.array_equal(np.concatenate([train, val, test]), ids)
+    assert all(np.shares_memory(part, ids) for part in (train, val, test))
+
+
+@pytest.mark.parametrize(
+    "n, fractions, sizes",
+    [
+        (100, (0.1, 0.0), (90, 10, 0)),
+        (100, (0.0, 0.1), (90, 0, 10)),
+        (100, (0.05, 0.05), (90, 5, 5)),
+        (14, (0.1, 0.0), (14, 0, 0)),  # a part of one character has no target
+        (16, (0.1, 0.0), (14, 2, 0)),
+        (5, (0.9, 0.0), (2, 3, 0)),
+        (3, (0.9, 0.0), (3, 0, 0)),
+        (10, (0.5, 0.49), (2, 5, 3)),
+        (2, (0.9, 0.09), (2, 0, 0)),
+        (1, (0.9, 0.0), (1, 0, 0)),
+        (0, (0.1, 0.1), (0, 0, 0)),
+    ],
+)
+def test_split_of_small_texts(n, fractions, sizes):
+    assert tuple(map(len, split(np.arange(n), *fractions))) == sizes
+
+
+@quick
+@given(st.integers(2, 300), st.floats(0, 0.999), st.floats(0, 0.999))
+def test_split_loses_nothing(n, val_frac, test_frac):
+    if val_frac + test_frac >= 1:
+        return
+    parts = split(np.arange(n), val_frac, test_frac)
+    assert np.concatenate(parts).tolist() == list(range(n))
+    assert len(parts[0]) >= 2 and len(parts[1]) != 1 and len(parts[2]) != 1
+
+
+@pytest.mark.parametrize("fractions", [(0.6, 0.5), (0.5, 0.5), (-0.1, 0.0), (float("nan"), 0.0)])
+def test_split_leaves_something_to_train_on(fractions):
+    with pytest.raises(InputError, match="--val-frac .* --test-frac .* must be below 1"):
+        split(np.arange(100), *fractions)
+
+
+# Fitting
+
+
+def test_fit_leaves_what_fits():
+    assert fit(32 * 64 + 1, 32, 64) == (32, 64, None)
+
+
+@pytest.mark.parametrize(
+    "n, batch, length, changes",
+    [
+        (32 * 64, 31, 64, "batch size 32 -> 31"),
+        (65, 1, 64, "batch size 32 -> 1"),
+        (50, 1, 49, "batch size 32 -> 1, window 64 -> 49"),
+        (2, 1, 1, "batch size 32 -> 1, window 64 -> 1"),
+    ],
+)
+def test_fit_shrinks_with_a_message(n, batch, length, changes):
+    message = f"the text has {n:,} training characters: {changes}"
+    assert fit(n, 32, 64) == (batch, length, message)
+
+
+def test_fit_of_batch_one_shrinks_the_window_only():
+    assert fit(10, 1, 64) == (1, 9, "the text has 10 training characters: window 64 -> 9")
+
+
+@pytest.mark.parametrize("n, has", [(0, "0 training characters"), (1, "1 training character:")])
+def test_fit_needs_two_characters(n, has):
+    with pytest.raises(InputError, match=f"the text has {has}.* at least 2"):
+        fit(n, 32, 64)
+
+
+@quick
+@given(st.integers(2, 500), st.integers(1, 100), st.integers(1, 300))
+def test_whatever_fits_makes_streams(n, batch_size, seq_length):
+    batch, length, message = fit(n, batch_size, seq_length)
+    assert 1 <= batch <= batch_size and 1 <= length <= seq_length
+    assert (message is None) == ((batch, length) == (batch_size, seq_length))
+    ids, _ = Streams(np.arange(n), batch, length).window(0)
+    assert ids.shape == (length, batch)
+
+
+# Streams
+
+
+def test_windows_by_hand():
+    streams = Streams(np.arange(12, dtype=np.uint8), batch_size=2, seq_length=3)
+    assert (streams.length, streams.steps_per_epoch) == (5, 2)
+    ids, targets = streams.window(0)
+    assert ids.tolist() == [[0, 5], [1, 6], [2, 7]]
+    assert targets.tolist() == [[1, 6], [2, 7], [3, 8]]
+    ids, targets = streams.window(1)
+    assert ids.tolist() == [[3, 8], [4, 9]]
+    assert targets.tolist() == [[4, 9], [5, 10]]
+
+
+@quick
+@given(st.integers(2, 200), st.integers(1, 9), st.integers(1, 40))
+def test_an_epoch_reads_each_stream_once(n, batch, length):
+    if n <= batch:
+        return
+    text = np.arange(n, dtype=np.uint16)
+    streams = Streams(text, batch, length)
+    windows = [streams.window(i) for i in range(streams.steps_per_epoch)]
+    for ids, targets in windows:
+        assert ids.dtype == targets.dtype == np.int32
+        assert ids.flags.c_contiguous and targets.flags.c_contiguous
+        assert 1 <= len(ids) <= length and ids.shape == targets.shape
+    ids = np.concatenate([ids for ids, _ in windows])
+    targets = np.concatenate([targets for _, targets in windows])
+    per_stream = (n - 1) // batch
+    for b in range(batch):
+        assert ids[:, b].tolist() == list(range(b * per_stream, (b + 1) * per_stream))
+    assert np.array_equal(targets, ids + 1)
+
+
+def test_windows_do_not_alias_the_text():
+    text = np.arange(10, dtype=np.int32)
+    Streams(text, 1, 4).window(0)[0].fill(0)
+    assert text.tolist() == list(range(10))
+
+
+def test_position_follows_from_the_step():
+    streams = Streams(np.arange(12), 2, 2)  # 3 windows
+    assert [streams.position(s) for s in range(5)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_window_outside_the_epoch(index):
+    with pytest.raises(IndexError, match="an epoch has 2"):
+        Streams(np.arange(12), 2, 3).window(index)
+
+
+def test_streams_of_a_text_that_is_too_small():
+    with pytest.raises(InputError, match="5 characters cannot be cut into 5 streams: at least 6"):
+        Streams(np.arange(5), 5, 1)
+
+
+# The texts that come with the project
+
+
+@pytest.mark.parametrize("name", ["timemachine.txt", "tinyshakespeare.txt"])
+def test_readme_describes_the_texts(name):
+    folder = Path(__file__).parent.parent / "data"
+    data = (folder / name).read_bytes()
+    text = read_corpus([folder / name]).text
+    assert text.encode() == data  # plain ASCII, so that bytes are characters
+    facts = f"| {len(data):,} | {text.count(chr(10)):,} | {len(set(text))} |"
+    row = f"| `{name}` {facts} `{hashlib.sha256(data).hexdigest()}` |"
+    assert row in (folder / "README.md").read_text(encoding="utf-8").splitlines()

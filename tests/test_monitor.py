@@ -1,0 +1,240 @@
+"""What a person sees of a run, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from charrnn import monitor
+
+LN2 = math.log(2)
+START = {
+    "event": "start",
+    "step": 0,
+    "schema": 1,
+    "total_steps": 400,
+    "steps_per_epoch": 100,
+    "parameters": 12345,
+    "train_chars": 90000,
+    "val_chars": 10000,
+    "vocab_size": 70,
+    "batch_size": 10,
+    "seq_length": 20,
+}
+END = {
+    "event": "end",
+    "step": 400,
+    "epoch": 4.0,
+    "reason": "finished",
+    "nats_per_char": LN2,
+    "val_nats_per_char": 2 * LN2,
+    "best_val_nats_per_char": 1.5 * LN2,
+    "best_step": 300,
+    "test_nats_per_char": None,
+    "message": None,
+    "time": {"seconds": 83.2},
+}
+CHECKPOINT = {"event": "checkpoint", "step": 400, "path": str(Path("runs/a b/last.safetensors"))}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def step(number, nats=2.0):
+    return {
+        "event": "step",
+        "step": number,
+        "epoch": number / 100,
+        "chars": number * 200,
+        "nats_per_char": nats,
+        "grad_norm": 0.5,
+        "clipped": 0.0,
+        "learning_rate": 1e-3,
+        "time": {"seconds": number / 10, "chars_per_second": 1000.0},
+    }
+
+
+def validation(number, nats, best=True):
+    return {
+        "event": "validation",
+        "step": number,
+        "epoch": number / 100,
+        "val_nats_per_char": nats,
+        "best": best,
+        "best_val_nats_per_char": nats,
+        "best_step": number,
+        "time": {"seconds": 1.0},
+    }
+
+
+def lines_of(*events):
+    stream = io.StringIO()
+    monitor.show(events, stream=stream)
+    return stream.getvalue().splitlines()
+
+
+def screen_of(text):
+    """What a terminal shows in the end, line by line."""
+    lines = []
+    for row in text.split("\n"):
+        line = ""
+        for part in row.split("\r"):
+            line = part + line[len(part) :]
+        lines.append(line.rstrip())
+    return lines
+
+
+def test_plain_lines():
+    assert lines_of(START, step(100), validation(100, LN2)) == [
+        "12,345 parameters, 70 symbols, 90,000 characters to train on, 10,000 to validate on",
+        "400 steps of 10 x 20 characters, 100 to an epoch",
+        "epoch 1.0/4 step 100/400: 2.000 nats 2.885 bits/char, 1 min 00 s left, 1,000 chars/s, "
+        "grad norm 0.5",
+        "step 100  epoch 1.0  validation 0.693 nats/char  1.000 bits/char  perplexity 2  (best)",
+    ]
+
+
+def test_the_validation_loss_stays_in_view():
+    assert ", val 1.500 nats, " in lines_of(START, validation(1, 1.5), step(2))[-1]
+
+
+def test_a_resumed_run_says_so():
+    assert lines_of(START | {"step": 1200})[1].endswith("; going on after step 1,200")
+
+
+def test_the_training_loss_is_smoothed(monkeypatch):
+    clock = iter(range(0, 10**6, 10))  # every step is due
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    lines = lines_of(START, *(step(i, nats=1.0 + i % 2) for i in range(1, 201)))
+    losses = [float(re.search(r": ([\d.]+) nats", line)[1]) for line in lines[2:]]
+    assert losses[0] == 2.0  # from the first step on there is no bias to zero
+    assert losses[-1] == pytest.approx(1.5, abs=0.02)
+
+
+def test_steps_are_drawn_by_the_clock(monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    assert len(lines_of(START, *map(step, range(1, 101)))) == 3
+
+
+def test_notes_and_samples_are_shown_when_they_come():
+    lines = lines_of(
+        {"event": "note", "step": 0, "text": "compiling kernels, once per installation"},
+        START,
+        {"event": "sample", "step": 5, "text": "the time\nmachine"},
+    )
+    assert lines[0] == "compiling kernels, once per installation"
+    assert lines[-4:] == ["--- sample at step 5 ---", "the time", "machine", "---"]
+
+
+def test_events_that_are_unknown_or_only_logged_are_passed_over():
+    assert lines_of(START, step(1) | {"event": "train"}, {"event": "new", "step": 1}) == lines_of(
+        START
+    )
+
+
+def test_summary():
+    lines = lines_of(START, CHECKPOINT, END | {"test_nats_per_char": 3 * LN2})
+    folder = str(Path("runs/a b"))
+    assert lines[2:] == [
+        "",
+        "finished at step 400, epoch 4.0, after 1 min 23 s",
+        "  training    0.693 nats/char  1.000 bits/char  perplexity 2",
+        "  validation  1.386 nats/char  2.000 bits/char  perplexity 4",
+        "  best        1.040 nats/char  1.500 bits/char  perplexity 2.828  (step 300)",
+        "  test        2.079 nats/char  3.000 bits/char  perplexity 8",
+        f"  model in    {folder}",
+        f"  next        {monitor.command('charrnn', 'sample', folder)}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "reason, line",
+    [
+        ("patience", "stopped: no better validation for --patience validations at step 400"),
+        ("interrupted", "interrupted at step 400"),
+        ("diverged", "stopped: diverged at step 400"),
+    ],
+)
+def test_summary_of_a_run_that_ended_early(reason, line):
+    lines = lines_of(START, CHECKPOINT, END | {"reason": reason, "nats_per_char": math.nan})
+    assert lines[3].startswith(line)
+    assert "  training    nan nats/char  nan bits/char  perplexity nan" in lines
+    assert any(line.startswith("  next") for line in lines) == (reason == "patience")
+
+
+def test_a_run_of_no_steps_has_a_summary():
+    nothing = dict.fromkeys(key for key in END if key.endswith("per_char") or key == "best_step")
+    assert lines_of(START, END | nothing)[2:] == [
+        "",
+        "finished at step 400, epoch 4.0, after 1 min 23 s",
+    ]
+
+
+def test_a_bar_on_a_terminal_that_leaves_it_clean():
+    stream = Terminal()
+    sample = {"event": "sample", "step": 2, "text": "hello"}
+    monitor.show([START, step(1), validation(1, 1.5), sample, END], stream=stream)
+    text = stream.getvalue()
+    assert re.search(
+        r"\repoch 0.0/4 step 1/400 \|.*\| 2.000 nats 2.885 bits/char, 1 min 20 s left, "
+        r"1,000 chars/s, grad norm 0.5",
+        text,
+    )
+    screen = screen_of(text)
+    assert "hello" in screen
+    assert not [line for line in screen if "|" in line]
+
+
+def test_the_terminal_is_clean_when_the_run_fails():
+    stream = Terminal()
+
+    def events():
+        yield START
+        yield step(1)
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        monitor.show(events(), stream=stream)
+    assert "step 1/400" in stream.getvalue()
+    assert screen_of(stream.getvalue())[-1] == ""
+
+
+def test_a_lost_terminal_does_not_end_the_run():
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    assert monitor.show([START, step(1), END], stream=Broken()) == END
+
+
+def test_quiet_shows_nothing_and_returns_the_end(capsys):
+    assert monitor.show([START, step(1), END], quiet=True) == END
+    assert monitor.show([START], quiet=True) is None
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "nats, text",
+    [
+        (LN2, "0.693 nats/char  1.000 bits/char  perplexity 2"),
+        (1e6, "1e+06 nats/char  1.44e+06 bits/char  perplexity inf"),
+        (math.inf, "inf nats/char  inf bits/char  perplexity inf"),
+    ],
+)
+def test_units(nats, text):
+    assert monitor.units(nats) == text
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (11222, "3 h 07 min")],
+)
+def test_duration(seconds, text):
+    assert monitor.duration(seconds) == text
