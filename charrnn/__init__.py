@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from charrnn.api import LanguageModel, load, train
+    from charrnn.api import LanguageModel, load
     from charrnn.config import Config
+    from charrnn.trainer import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "LanguageModel", "__version__", "load", "train"]
 
-_HOMES = {"Config": "config", "LanguageModel": "api", "load": "api", "train": "api"}
+_HOMES = {"Config": "config", "LanguageModel": "api", "load": "api", "train": "trainer"}
 
 
 def __getattr__(name: str) -> Any:

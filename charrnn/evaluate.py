@@ -33,7 +33,7 @@ def evaluate(
     ids: NDArray[Any],
     *,
     streams: int | None = None,
-    window: int = 256,
+    window: int = 64,
     warmup: int = 1000,
     exact: bool = False,
     on_progress: Callable[[int, int], None] | None = None,

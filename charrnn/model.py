@@ -71,6 +71,7 @@ class Model:
             )
         self.team = Team(threads)
         self.params = Params(self.shapes(), config.dtype)
+        self.version = 0
         self._passes: dict[Any, _Pass] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -105,7 +106,8 @@ class Model:
                 limit = EMBEDDING_BOUND if reads_ids else bound
                 view[:] = generator.uniform(-limit, limit, view.shape)
         for i in range(self.config.num_layers):
-            self.cell.initialize(self.params.part(f"layers.{i}."), generator)
+            self.cell.initialize(self.params.part(f"layers.{i}."))
+        self.changed()
 
     def zero_state(self, B: int) -> State:
         """The state before any text."""
@@ -179,7 +181,7 @@ class Model:
 
     def _load(self, kind: str, ids: np.ndarray, state: State | None) -> _Pass:
         ids = self._checked(ids)
-        run = self._pass(kind, *ids.shape, 0.0)
+        run = self._pass(kind, *ids.shape)
         run.ids[:] = ids
         run.set_state(state)
         return run
@@ -196,19 +198,19 @@ class Model:
             )
         return ids
 
-    def _pass(self, kind: str, T: int, B: int, dropout: float) -> _Pass:
-        """The pass of this shape; the last few are kept, the rest forgotten."""
-        key = (kind, T, B, dropout)
-        if key not in self._passes:
-            while len(self._passes) > 3:
+    def _pass(self, kind: str, T: int, B: int, dropout: float = 0.0) -> _Pass:
+        """A pass of this shape: made anew, or a part of one that is long enough."""
+        key = (kind, B, dropout)
+        if key not in self._passes or len(self._passes[key].ids) < T:
+            self._passes.pop(key, None)
+            while len(self._passes) > 3:  # the oldest
                 del self._passes[next(iter(self._passes))]
             self._passes[key] = _Pass(self, T, B, kind, dropout)
-        return self._passes[key]
+        return self._passes[key].of_length(T)
 
     def changed(self) -> None:
         """Say that the weights are others now."""
-        for run in self._passes.values():
-            run.stale = True
+        self.version += 1
 
     # -- PyTorch's names ------------------------------------------------------------------------
 
@@ -293,7 +295,7 @@ class _Pass:
     ) -> None:
         self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
         self.training = kind in ("train", "gradient")
-        self.stale = True
+        self.packed_version = -1
         self.like = like
         self.shorter: dict[int, _Pass] = {}
         dtype = model.config.dtype
@@ -428,9 +430,10 @@ class _Pass:
             key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
 
     def run_forward(self) -> None:
-        if self.stale:
+        owner = self.like or self
+        if owner.packed_version != self.model.version:
             self.team.run(self.pack)
-            self.stale = False
+            owner.packed_version = self.model.version
         self.team.run(self.forward)
 
     def run_gradients(self) -> float:

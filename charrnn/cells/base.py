@@ -64,7 +64,7 @@ class Cell:
         G = self.gates
         return {"Wx": (D, G * H), "Wh": (H, G * H), "b": (G * H,)}
 
-    def initialize(self, p: Arrays, generator: np.random.Generator) -> None:
+    def initialize(self, p: Arrays) -> None:
         """Adjust freshly drawn uniform weights in place; most cells have nothing to do."""
 
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:

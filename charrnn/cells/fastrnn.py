@@ -82,7 +82,7 @@ class FastRNN(Cell):
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().shapes(D, H) | {"alpha": (1,), "beta": (1,)}
 
-    def initialize(self, p: Arrays, generator: np.random.Generator) -> None:
+    def initialize(self, p: Arrays) -> None:
         p["alpha"][0], p["beta"][0] = ALPHA, BETA
 
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:

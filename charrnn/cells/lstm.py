@@ -87,7 +87,7 @@ class LSTM(Cell):
     states = ("h", "c")
     torch_module = "LSTM"
 
-    def initialize(self, p: Arrays, generator: np.random.Generator) -> None:
+    def initialize(self, p: Arrays) -> None:
         """Forget gates start open (Jozefowicz et al. 2015): their bias is 1."""
         H = len(p["Wh"])
         p["b"][H : 2 * H] = 1

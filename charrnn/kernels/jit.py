@@ -23,7 +23,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,9 +41,6 @@ STALE_DAYS = 30
 
 compiled = 0
 """Signatures that this process has compiled rather than loaded."""
-
-on_compile: Callable[[], None] = lambda: None
-"""Called before a signature is compiled: whoever talks to a person may announce it."""
 
 
 def cache_root() -> Path:
@@ -140,7 +137,6 @@ class _Cache(caching.FunctionCache):
             except Exception:  # a damaged file raises whatever its bytes happen to mean
                 self._discard()
         if result is None:
-            on_compile()
             compiled += 1
         return result
 
@@ -191,3 +187,23 @@ def _vector_bits() -> int:
 
 VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
 VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
+
+
+def uncompiled(calls: Iterable[tuple[Any, tuple[Any, ...]]]) -> int:
+    """How many of these calls' kernels neither this process nor the cache has compiled."""
+    if config.DISABLE_JIT:
+        return 0
+    wanted = {(k, tuple(numba.typeof(a) for a in arguments)) for k, arguments in calls}
+    return sum(not _is_compiled(kernel, signature) for kernel, signature in wanted)
+
+
+def _is_compiled(kernel: Any, signature: tuple[Any, ...]) -> bool:
+    if signature in kernel.overloads:
+        return True
+    if CACHE_FOLDER is None:
+        return False
+    key = kernel._cache._index_key(signature, cpu_target.target_context.codegen())
+    try:
+        return key in kernel._cache._cache_file._load_index()
+    except Exception:  # damaged: it will be made anew
+        return False

@@ -19,7 +19,7 @@ LANES = 16
 def square_sum(lanes, g, limit, i0, i1):
     """Sum of squares of g clipped to +-limit, in float64, as `LANES` interleaved partial sums.
 
-    ``lanes`` (LANES,) float64 is overwritten; the return value is their sum in order.
+    ``lanes`` (LANES,) float64 is overwritten.
     """
     for j in range(LANES):
         lanes[j] = 0.0
@@ -31,10 +31,6 @@ def square_sum(lanes, g, limit, i0, i1):
     for i in range(whole, i1):
         x = np.float64(min(max(g[i], -limit), limit))
         lanes[i - whole] += x * x
-    total = 0.0
-    for j in range(LANES):
-        total += lanes[j]
-    return total
 
 
 @kernel
