@@ -401,6 +401,13 @@ class _Pass:
             self.shorter[T] = _Pass(self.model, T, B, self.kind, self.dropout, like=self)
         return self.shorter[T]
 
+    def items(self) -> list[Item]:
+        """All kernel calls of a pass."""
+        items = [*self.pack, *self.forward]
+        for block in self.blocks:
+            items += [*block.logits, *block.losses, *block.gradients, *block.weights]
+        return [*items, *self.backward, *self.weights] if self.training else items
+
     def set_state(self, state: State | None) -> None:
         """Put the state (L, B, H) before the window; None is zero."""
         for i, w in enumerate(self.window.w):

@@ -67,13 +67,17 @@ class Optimizer:
         return Clipping(norm, scale)
 
     def _norm(self, limit: float) -> float:
-        number = self.grads.flat.dtype.type
-        items: list[Item] = [
-            [(update.square_sum, (lanes, self.grads.flat, number(limit), i0, i1))]
+        self.team.run(self.norm_items(limit))
+        return math.sqrt(self._lanes.sum())
+
+    def norm_items(self, limit: float) -> list[Item]:
+        """The kernel calls of `clip`."""
+        g = self.grads.flat
+        limit = g.dtype.type(limit)
+        return [
+            [(update.square_sum, (lanes, g, limit, i0, i1))]
             for lanes, (i0, i1) in zip(self._lanes, self._blocks, strict=True)
         ]
-        self.team.run(items)
-        return math.sqrt(self._lanes.sum())
 
     def step(self, rate: float, number: int, clipping: Clipping) -> None:
         """Training step ``number`` (from 1) at this learning rate."""

@@ -1,0 +1,206 @@
+"""The library's door: load a model, sample, evaluate, look at its gradients."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from charrnn import checkpoint, evaluate, sampling
+from charrnn.config import Config, SampleConfig
+from charrnn.data import read_corpus, split
+from charrnn.errors import InputError
+from charrnn.model import Gradients, Model, State
+from charrnn.threads import available
+from charrnn.vocab import Vocabulary
+
+
+class LanguageModel:
+    """A trained model with its vocabulary.
+
+    Attributes
+    ----------
+    path : the checkpoint it came from
+    config : how it was made and trained
+    vocabulary : text <-> ids
+    metadata : everything else that the checkpoint says
+    model : the network itself
+    """
+
+    def __init__(self, source: checkpoint.Checkpoint, threads: int = 0) -> None:
+        self.path, self.metadata = source.path, source.metadata
+        for key in ("config", "vocabulary", "unknown", "progress", "corpus"):
+            if key not in source.metadata:
+                raise InputError(f"{source.path} lacks {key!r} in its metadata: it is damaged")
+        self.config = Config.from_json(source.metadata["config"])
+        self.vocabulary = Vocabulary.from_json(
+            {
+                "level": self.config.data.level,
+                "symbols": source.metadata["vocabulary"],
+                "unknown": source.metadata["unknown"],
+            }
+        )
+        self.model = Model(self.config.model, self.vocabulary.size, threads or available())
+        restore(self.model, self.model.params, source, "")
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        on_unknown: str = "skip",
+        **options: Any,
+    ) -> list[str]:
+        """Samples, each with the prompt before it.
+
+        ``options`` are the fields of `charrnn.config.SampleConfig`: ``length``, ``temperature``,
+        ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty``, ``num_samples``.
+        """
+        drawn = secrets.randbelow(2**32) if seed is None else seed
+        return sampling.sample(
+            self.model, self.vocabulary, SampleConfig(**options),
+            prompt=prompt, seed=drawn, stop=stop, on_unknown=on_unknown,
+        )  # fmt: skip
+
+    def evaluate(
+        self,
+        text: str | bytes,
+        *,
+        exact: bool = False,
+        baselines: bool = False,
+        on_unknown: str = "skip",
+    ) -> dict[str, Any]:
+        """How well the model predicts a text: see `charrnn.evaluate.report`.
+
+        ``exact`` scores it as one stream from a zero state. ``baselines`` adds
+        ``ngram_bits_per_char`` and ``xz_bits_per_char``, unless the training text is gone or has
+        changed.
+        """
+        ids = self.vocabulary.encode(text, on_unknown)
+        nats, count = evaluate.evaluate(self.model, ids, exact=exact)
+        scored = self.vocabulary.decode(ids[1:])
+        size = len(scored.encode() if isinstance(scored, str) else scored)
+        report: dict[str, Any] = evaluate.report(nats, count, size)
+        training = self._training_text() if baselines else None
+        if training is not None:
+            from charrnn.baselines import ngram_bits_per_char, xz_bits_per_char
+
+            train_ids = self.vocabulary.encode(training, on_unknown)
+            report["ngram_bits_per_char"] = ngram_bits_per_char(
+                train_ids, ids, self.vocabulary.size
+            )
+            report["xz_bits_per_char"] = xz_bits_per_char(training, text)
+        return report
+
+    def _training_text(self) -> str | bytes | None:
+        """The part of the text that the model was trained on, if it is still there."""
+        corpus, data = self.metadata["corpus"], self.config.data
+        try:
+            found = read_corpus(corpus["sources"], level=data.level, encoding=data.encoding)
+        except InputError:
+            return None
+        if found.fingerprint != corpus["fingerprint"]:
+            return None
+        held_out = 0.0 if data.val_file else data.val_frac
+        part = split(np.arange(len(found.text)), held_out, data.test_frac)[0]
+        return found.text[: len(part)]
+
+    def forward(
+        self, ids: np.ndarray, state: State | None = None
+    ) -> tuple[dict[str, np.ndarray], State]:
+        """``output`` (T, B, H) and ``logits`` (T, B, V) of ids (T, B): see `Model.forward`."""
+        return self.model.forward(ids, state)
+
+    def gradients(
+        self, ids: np.ndarray, targets: np.ndarray, state: State | None = None
+    ) -> Gradients:
+        """Exact gradients of a window's mean loss: see `Model.gradients`."""
+        return self.model.gradients(ids, targets, state)
+
+    def describe(self) -> dict[str, Any]:
+        """What `charrnn info` shows: nested, JSON-ready."""
+        tensors = {
+            name: " x ".join(map(str, array.shape))
+            for name, array in self.model.to_torch(self.model.params).items()
+        }
+        options = self.config.to_json()
+        options["train"]["learning_rate"] = self.config.train.peak_learning_rate
+        return {
+            "path": str(self.path),
+            "parameters": self.model.params.count,
+            "pytorch": self._pytorch(),
+            "tensors": tensors,
+            "vocabulary": {
+                "level": self.vocabulary.level,
+                "size": self.vocabulary.size,
+                "symbols": [repr(s)[1:-1] if s != " " else "' '" for s in self._symbols()],
+            },
+            "training": self.metadata["progress"],
+            "corpus": self.metadata["corpus"],
+            "config": options,
+            "versions": self.metadata.get("versions", {}),
+        }
+
+    def _symbols(self) -> list[Any]:
+        symbols: list[Any] = list(self.vocabulary.symbols)
+        if self.vocabulary.unknown is not None:
+            symbols[self.vocabulary.unknown] = "<unknown>"
+        return symbols
+
+    def _pytorch(self) -> str:
+        """Which PyTorch module takes the recurrent weights as they are."""
+        c, cell = self.config.model, self.model.cell
+        if not cell.torch_module or c.activation in ("sigmoid", "identity") or c.residual:
+            why = "residual links" if c.residual else f"the {c.activation} activation"
+            return f"has no module for {why if cell.torch_module else f'the {c.model} cell'}"
+        return f"torch.nn.{cell.torch_module} loads the rnn tensors"
+
+
+def restore(model: Model, into: Any, source: checkpoint.Checkpoint, prefix: str) -> None:
+    """Fill ``into`` (Params of ``model``) from the tensors whose names begin with ``prefix``."""
+    tensors = {
+        name[len(prefix) :]: array
+        for name, array in source.tensors.items()
+        if name.startswith(prefix)
+    }
+    dtype = np.dtype(model.config.dtype)
+    for name in model.to_torch(into):
+        if name in tensors and tensors[name].dtype != dtype:
+            raise InputError(
+                f"{source.path}: tensor {prefix}{name} is {tensors[name].dtype}, not {dtype}: "
+                "the checkpoint is damaged"
+            )
+    try:
+        model.from_torch(tensors, into)
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}; the checkpoint is damaged") from error
+
+
+def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:
+    """Load a trained model.
+
+    Parameters
+    ----------
+    path : a checkpoint file or a run folder (its best model, else the last); None is the newest
+        run below ``runs/``
+    threads : 0 is one per core
+
+    Raises
+    ------
+    InputError : there is none, or it is damaged
+    """
+    return LanguageModel(checkpoint.load(checkpoint.run_checkpoint(path)), threads)
+
+
+def metadata_of(config: Config, vocabulary: Vocabulary, **more: Any) -> Mapping[str, Any]:
+    """The metadata that `LanguageModel` reads."""
+    return {
+        "config": config.to_json(),
+        "vocabulary": list(vocabulary.symbols),
+        "unknown": vocabulary.unknown,
+        **more,
+    }

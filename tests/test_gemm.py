@@ -1,0 +1,250 @@
+"""Products, packing and the sharing of rows, on arrays between guard bands.
+
+Matrices of small whole numbers have exact products: any wrong, missing or doubled term shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from support import Guards, relative_error, same_bits
+
+from charrnn.kernels.gemm import (
+    DEPTH,
+    ROWS,
+    gemm,
+    pack,
+    pack_t,
+    packed,
+    panel,
+    panels,
+    scratch_size,
+    weight_product,
+)
+from charrnn.kernels.jit import FAST_MATH
+from charrnn.kernels.softmax import back_project, column_sums, project
+
+DTYPES = ("float32", "float64")
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+accumulating = pytest.mark.parametrize("accumulate", (False, True))
+T, B, K = 3, 5, 13
+
+
+@numba.njit(fastmath=FAST_MATH, error_model="numpy")
+def product(C, A, P, r0, r1, columns, accumulate):
+    """`gemm` on a part of C's columns and of the rows, as the cells use it."""
+    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate)
+
+
+def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    return rng.integers(-8, 9, shape).astype(dtype)
+
+
+def edges(dtype: str) -> tuple[int, ...]:
+    """Column counts around the edges of a vector and of a panel."""
+    width = panel(dtype)
+    half = width // 2
+    return (1, 2, half - 1, half, half + 1, width - 1, width, width + 1, 2 * width + half, 77)
+
+
+def old(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, keep: bool) -> np.ndarray:
+    """What is in C before: numbers to add to, or NaN, which would show if it were read."""
+    return whole_numbers(rng, shape, dtype) if keep else np.full(shape, np.nan, dtype)
+
+
+# --- Packing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.portable
+@each_dtype
+def test_pack(dtype: str, guarded: Guards) -> None:
+    rng, width = np.random.default_rng(0), panel(dtype)
+    for n in edges(dtype):
+        W = guarded(rng.normal(size=(K, n + 9)).astype(dtype))
+        for n0 in (0, 4, 9):
+            P = guarded(packed(K, n, dtype))
+            assert P.shape == (panels(n, dtype), K, width)
+            pack(P, W, n0, n0 + n)
+            unpacked = P.transpose(1, 0, 2).reshape(K, -1)
+            assert same_bits(unpacked[:, :n], W[:, n0 : n0 + n])
+            assert not unpacked[:, n:].any()
+
+
+@pytest.mark.portable
+@each_dtype
+def test_pack_t(dtype: str, guarded: Guards) -> None:
+    rng = np.random.default_rng(0)
+    for k in edges(dtype):
+        W = guarded(rng.normal(size=(k, 40)).astype(dtype))
+        for n0, n1 in ((0, 40), (3, 40), (7, 23), (20, 37)):
+            P = guarded(packed(n1 - n0, k, dtype))
+            pack_t(P, W, n0, n1)
+            unpacked = P.transpose(1, 0, 2).reshape(n1 - n0, -1)
+            assert same_bits(unpacked[:, :k], W[:, n0:n1].T)
+            assert not unpacked[:, k:].any()
+
+
+# --- gemm --------------------------------------------------------------------------------------
+
+
+@pytest.mark.portable
+@each_dtype
+@accumulating
+def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
+    rng = np.random.default_rng(1)
+    for rows in range(1, 21):
+        for n in edges(dtype) if rows in (1, ROWS, ROWS + 3) else (panel(dtype) + 3,):
+            for k in (0, 1, 2, 17) if rows in (2, ROWS) else (13,):
+                W = whole_numbers(rng, (k, n), dtype)
+                A = guarded(whole_numbers(rng, (rows + 3, k), dtype))
+                # Behind C's columns stand others, of another gate: they are no room to spill.
+                C = guarded(old(rng, (rows + 3, n + 5), dtype, accumulate))
+                before, P = C.copy(), guarded(packed(k, n, dtype))
+                pack(P, W, 0, n)
+                product(C, A, P, 2, 2 + rows, n, accumulate)
+                want = before.copy()
+                want[2 : 2 + rows, :n] = A[2 : 2 + rows] @ W
+                if accumulate:
+                    want[2 : 2 + rows, :n] += before[2 : 2 + rows, :n]
+                assert same_bits(C, want), (rows, n, k)
+
+
+@each_dtype
+def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
+    rng, k = np.random.default_rng(2), 1000
+    A, W, C = (rng.normal(size=s).astype(dtype) for s in ((11, k), (k, 50), (11, 50)))
+    exact = C.astype(np.longdouble) + A.astype(np.longdouble) @ W.astype(np.longdouble)
+    bound = (k + 1) * np.finfo(dtype).eps * (abs(C) + abs(A) @ abs(W))  # any order of summing
+    P = packed(k, 50, dtype)
+    pack(P, W, 0, 50)
+    product(C, A, P, 0, 11, 50, True)
+    assert (abs(C - exact) <= bound).all()
+
+
+@pytest.mark.portable
+@each_dtype
+@accumulating
+def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) -> None:
+    rng, rows, n = np.random.default_rng(3), 19, 2 * panel(dtype) + 5
+    A, W, start = (rng.normal(size=s).astype(dtype) for s in ((rows, K), (K, n), (rows, n)))
+    P = packed(K, n, dtype)
+    pack(P, W, 0, n)
+    results = []
+    for cuts in ([0, rows], range(rows + 1), [0, 1, ROWS, ROWS + 2, rows], [0, 7, 14, rows]):
+        C = start.copy()
+        for r0, r1 in zip(cuts, list(cuts)[1:], strict=False):
+            product(C, A, P, r0, r1, n, accumulate)
+        results.append(C)
+    assert all(same_bits(C, results[0]) for C in results)
+
+
+@pytest.mark.portable
+@each_dtype
+def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
+    """A column has the same bits in a full panel and in a tail: logits may be cut anywhere."""
+    rng, n = np.random.default_rng(4), 2 * panel(dtype)
+    A, W = rng.normal(size=(6, K)).astype(dtype), rng.normal(size=(K, n)).astype(dtype)
+
+    def columns(n0: int, n1: int) -> np.ndarray:
+        P, C = packed(K, n1 - n0, dtype), np.empty((6, n1 - n0), dtype)
+        pack(P, W, n0, n1)
+        product(C, A, P, 0, 6, n1 - n0, False)
+        return C
+
+    whole = columns(0, n)
+    for n0, n1 in ((0, 1), (1, n), (3, n - 2), (n - 1, n), (5, panel(dtype) + 5)):
+        assert same_bits(columns(n0, n1), whole[:, n0:n1])
+
+
+@pytest.mark.portable
+@each_dtype
+def test_project_and_back(dtype: str, guarded: Guards) -> None:
+    """The three-dimensional `gemm`, on shares of the batch."""
+    rng = np.random.default_rng(5)
+    for n in edges(dtype):
+        W, bias = whole_numbers(rng, (K, n), dtype), guarded(whole_numbers(rng, (n,), dtype))
+        x = guarded(whole_numbers(rng, (T, B, K), dtype))
+        out = guarded(np.full((T, B, n + 5), np.nan, dtype))  # rows are longer: GRU's q
+        dx = guarded(np.full((T, B, K), np.nan, dtype))
+        P, PT = guarded(packed(K, n, dtype)), guarded(packed(n, K, dtype))
+        pack(P, W, 0, n)
+        pack_t(PT, W, 0, n)
+        for r0, r1 in ((0, 1), (1, 4), (4, 5), (5, 5)):
+            project(out, x, P, bias, r0, r1)
+            assert np.isnan(out[:, r1:]).all()
+        assert same_bits(out[..., :n], x @ W + bias)
+        assert np.isnan(out[..., n:]).all()
+        for r0, r1 in ((0, 3), (3, 5)):
+            back_project(dx, out, PT, r0, r1)
+            assert np.isnan(dx[:, r1:]).all()
+        assert same_bits(dx, (x @ W + bias) @ W.T)
+
+
+# --- Weight gradients --------------------------------------------------------------------------
+
+
+def weight_case(
+    rng: np.random.Generator, guarded: Guards, rows: int, k: int, n: int, shift: int, dtype: str
+) -> tuple[Any, ...]:
+    A = guarded(whole_numbers(rng, (rows, k), dtype))
+    D = guarded(whole_numbers(rng, (rows, n + shift), dtype))
+    return A, D, guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
+
+
+@pytest.mark.portable
+@each_dtype
+@accumulating
+def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
+    rng, width = np.random.default_rng(6), panel(dtype)
+    shapes = [(9, k, width + 3) for k in range(1, 21)]
+    shapes += [(rows, ROWS + 1, width) for rows in (1, 2, DEPTH - 1, DEPTH, DEPTH + 1)]
+    shapes += [(7, 2 * ROWS, n) for n in edges(dtype)]
+    for rows, k, n in shapes:
+        for shift in (0, 7):
+            A, D, scratch = weight_case(rng, guarded, rows, k, n, shift, dtype)
+            want = (A.T @ D)[:, shift:]
+            C = guarded(old(rng, (k, n), dtype, accumulate))
+            want = want + C if accumulate else want
+            middle = n // 3
+            for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
+                before = C.copy()
+                weight_product(C, A, D, c0, c1, shift, scratch, accumulate)
+                outside = np.r_[0:c0, c1:n]
+                assert same_bits(C[:, outside], before[:, outside])
+            assert same_bits(C, want), (rows, k, n, shift)
+
+
+@each_dtype
+def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
+    """Several depths of scratch; and the bits do not depend on how columns are shared out."""
+    rng, n, rows, k = np.random.default_rng(7), panel(dtype) + 9, 2 * DEPTH + 37, 21
+    A, D = rng.normal(size=(rows, k)).astype(dtype), rng.normal(size=(rows, n)).astype(dtype)
+    scratch = guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
+    results = []
+    for cuts in ([0, n], [0, 16, n], [0, 1, 2, 30, n]):
+        C = guarded(np.full((k, n), np.nan, dtype))
+        for c0, c1 in zip(cuts, cuts[1:], strict=False):
+            weight_product(C, A, D, c0, c1, 0, scratch, False)
+        results.append(C)
+    assert all(same_bits(C, results[0]) for C in results)
+    exact = A.astype(np.float64).T @ D.astype(np.float64)
+    assert relative_error(results[0], exact) < 100 * np.finfo(dtype).eps
+
+
+@pytest.mark.portable
+@each_dtype
+@accumulating
+def test_column_sums(dtype: str, accumulate: bool, guarded: Guards) -> None:
+    rng = np.random.default_rng(8)
+    x = guarded(whole_numbers(rng, (11, 45), dtype))
+    out = guarded(old(rng, (38,), dtype, accumulate))
+    want = x.sum(axis=0)[7:] + (out if accumulate else 0)
+    for c0, c1 in ((0, 5), (5, 5), (5, 37), (37, 38)):
+        before = out.copy()
+        column_sums(out, x, c0, c1, 7, accumulate)
+        outside = np.r_[0:c0, c1:38]
+        assert same_bits(out[outside], before[outside])
+    assert same_bits(out, want)
