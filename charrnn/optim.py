@@ -125,9 +125,9 @@ def _adam(c: TrainConfig, rate: float, number: int, decay: float) -> tuple[float
     if c.optimizer == "adamw":
         shrink, decay = 1 - rate * decay, 0.0
     unbiased_rate = rate / (1 - c.beta1**number)
-    root_bias2 = math.sqrt(1 - c.beta2**number)
+    unbias2 = 1 / math.sqrt(1 - c.beta2**number)
     betas = (c.beta1, 1 - c.beta1, c.beta2, 1 - c.beta2)
-    return unbiased_rate, *betas, root_bias2, c.epsilon, decay, shrink
+    return unbiased_rate, *betas, unbias2, c.epsilon, decay, shrink
 
 
 Arguments = Callable[[TrainConfig, float, int, float], tuple[float, ...]]

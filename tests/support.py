@@ -31,9 +31,14 @@ def assert_close(got: Mapping[str, Any], want: Mapping[str, Any], tolerance: flo
     assert all(error < tolerance for error in errors.values()), errors  # NaN fails, too
 
 
+def equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers in the same type; NaN equals NaN, -0 equals 0."""
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+
+
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays are equal, NaN to NaN, but for the sign of a zero."""
-    return a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    """Whether two arrays are the same to the last bit."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 class Guards:

@@ -10,7 +10,7 @@ from typing import Any
 import numba
 import numpy as np
 import pytest
-from support import Guards, relative_error, same_bits
+from support import Guards, equal, relative_error, same_bits
 
 from charrnn.kernels.gemm import (
     DEPTH,
@@ -29,6 +29,9 @@ from charrnn.kernels.softmax import back_project, column_sums, project
 
 DTYPES = ("float32", "float64")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+compiled_only = pytest.mark.skipif(
+    bool(numba.config.DISABLE_JIT), reason="NumPy's product makes no promise about bits"
+)
 accumulating = pytest.mark.parametrize("accumulate", (False, True))
 T, B, K = 3, 5, 13
 
@@ -69,7 +72,7 @@ def test_pack(dtype: str, guarded: Guards) -> None:
             assert P.shape == (panels(n, dtype), K, width)
             pack(P, W, n0, n0 + n)
             unpacked = P.transpose(1, 0, 2).reshape(K, -1)
-            assert same_bits(unpacked[:, :n], W[:, n0 : n0 + n])
+            assert equal(unpacked[:, :n], W[:, n0 : n0 + n])
             assert not unpacked[:, n:].any()
 
 
@@ -83,7 +86,7 @@ def test_pack_t(dtype: str, guarded: Guards) -> None:
             P = guarded(packed(n1 - n0, k, dtype))
             pack_t(P, W, n0, n1)
             unpacked = P.transpose(1, 0, 2).reshape(n1 - n0, -1)
-            assert same_bits(unpacked[:, :k], W[:, n0:n1].T)
+            assert equal(unpacked[:, :k], W[:, n0:n1].T)
             assert not unpacked[:, k:].any()
 
 
@@ -97,7 +100,7 @@ def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
     rng = np.random.default_rng(1)
     for rows in range(1, 21):
         for n in edges(dtype) if rows in (1, ROWS, ROWS + 3) else (panel(dtype) + 3,):
-            for k in (0, 1, 2, 17) if rows in (2, ROWS) else (13,):
+            for k in (1, 2, 17) if rows in (2, ROWS) else (13,):
                 W = whole_numbers(rng, (k, n), dtype)
                 A = guarded(whole_numbers(rng, (rows + 3, k), dtype))
                 # Behind C's columns stand others, of another gate: they are no room to spill.
@@ -109,7 +112,7 @@ def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 want[2 : 2 + rows, :n] = A[2 : 2 + rows] @ W
                 if accumulate:
                     want[2 : 2 + rows, :n] += before[2 : 2 + rows, :n]
-                assert same_bits(C, want), (rows, n, k)
+                assert equal(C, want), (rows, n, k)
 
 
 @each_dtype
@@ -125,6 +128,7 @@ def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
 
 
 @pytest.mark.portable
+@compiled_only
 @each_dtype
 @accumulating
 def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) -> None:
@@ -142,6 +146,7 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) ->
 
 
 @pytest.mark.portable
+@compiled_only
 @each_dtype
 def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
     """A column has the same bits in a full panel and in a tail: logits may be cut anywhere."""
@@ -175,12 +180,12 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
         for r0, r1 in ((0, 1), (1, 4), (4, 5), (5, 5)):
             project(out, x, P, bias, r0, r1)
             assert np.isnan(out[:, r1:]).all()
-        assert same_bits(out[..., :n], x @ W + bias)
+        assert equal(out[..., :n], x @ W + bias)
         assert np.isnan(out[..., n:]).all()
         for r0, r1 in ((0, 3), (3, 5)):
             back_project(dx, out, PT, r0, r1)
             assert np.isnan(dx[:, r1:]).all()
-        assert same_bits(dx, (x @ W + bias) @ W.T)
+        assert equal(dx, (x @ W + bias) @ W.T)
 
 
 # --- Weight gradients --------------------------------------------------------------------------
@@ -214,7 +219,7 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 weight_product(C, A, D, c0, c1, shift, scratch, accumulate)
                 outside = np.r_[0:c0, c1:n]
                 assert same_bits(C[:, outside], before[:, outside])
-            assert same_bits(C, want), (rows, k, n, shift)
+            assert equal(C, want), (rows, k, n, shift)
 
 
 @each_dtype
@@ -224,7 +229,7 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     A, D = rng.normal(size=(rows, k)).astype(dtype), rng.normal(size=(rows, n)).astype(dtype)
     scratch = guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
     results = []
-    for cuts in ([0, n], [0, 16, n], [0, 1, 2, 30, n]):
+    for cuts in ([0, n], [0, 16, n], [0, 1, 2, n - 3, n]):
         C = guarded(np.full((k, n), np.nan, dtype))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
             weight_product(C, A, D, c0, c1, 0, scratch, False)
@@ -247,4 +252,4 @@ def test_column_sums(dtype: str, accumulate: bool, guarded: Guards) -> None:
         column_sums(out, x, c0, c1, 7, accumulate)
         outside = np.r_[0:c0, c1:38]
         assert same_bits(out[outside], before[outside])
-    assert same_bits(out, want)
+    assert equal(out, want)

@@ -63,12 +63,12 @@ def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
             for j in range(H):  # h_t = (1 - z) n + z h_(t-1)
                 carry[j] = d[j] * z[j]
             for j in range(H):
-                candidate, gate = n[j], z[j]
-                n[j] = d[j] * (one - gate) * (one - candidate * candidate)
-                z[j] = d[j] * (h0[j] - candidate) * gate * (one - gate)
+                candidate, gate, dh1 = n[j], z[j], d[j]
+                n[j] = dh1 * (one - gate) * (one - candidate * candidate)
+                z[j] = dh1 * (h0[j] - candidate) * gate * (one - gate)
             for j in range(H):  # n = tanh(... + r q)
-                gate, dn = reset[j], n[j]
-                reset[j] = dn * q[j] * gate * (one - gate)
+                gate, dn, product = reset[j], n[j], q[j]
+                reset[j] = dn * product * gate * (one - gate)
                 q[j] = dn * gate
         gemm(dh0[r0:r1], gates[t, r0:r1, : 2 * H], Wh_rzT, True)
         gemm(dh0[r0:r1], gates[t, r0:r1, 3 * H :], Wh_nT, True)

@@ -69,13 +69,13 @@ def backward(dh, dh0, dc, gates, c, WhT, r0, r1):
             for j in range(H):
                 o[j] = d[j] * tanh_c[j] * o[j] * (one - o[j])
             for j in range(H):  # c_t = f c_(t-1) + i g
-                gate = i[j]
-                i[j] = m[j] * g[j] * gate * (one - gate)
-                g[j] = m[j] * gate * (one - g[j] * g[j])
+                gate, candidate, dm = i[j], g[j], m[j]
+                i[j] = dm * candidate * gate * (one - gate)
+                g[j] = dm * gate * (one - candidate * candidate)
             for j in range(H):
-                gate = f[j]
-                f[j] = m[j] * c0[j] * gate * (one - gate)
-                m[j] = m[j] * gate
+                gate, dm = f[j], m[j]
+                f[j] = dm * c0[j] * gate * (one - gate)
+                m[j] = dm * gate
         gemm(dh0[r0:r1], gates[t, r0:r1], WhT, False)
 
 

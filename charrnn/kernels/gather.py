@@ -32,10 +32,9 @@ def scatter(dW, ids, dout, c0, c1):
     Undoes `gather` and `embed`. dW (V, N), ids (T, B), dout (T, B, at least N).
     """
     for v in range(dW.shape[0]):
-        for j in range(c0, c1):
-            dW[v, j] = 0
+        dW[v, c0:c1] = 0
     for t in range(ids.shape[0]):
         for r in range(ids.shape[1]):
-            row, source = dW[ids[t, r]], dout[t, r]
-            for j in range(c0, c1):
+            row, source = dW[ids[t, r], c0:c1], dout[t, r, c0:c1]
+            for j in range(row.size):
                 row[j] += source[j]

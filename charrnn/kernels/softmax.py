@@ -92,9 +92,10 @@ def column_sums(out, x, c0, c1, shift, accumulate):
 
     The gradient of a bias.
     """
+    total = out[c0:c1]
     if not accumulate:
-        for j in range(c0, c1):
-            out[j] = 0
+        total[:] = 0
     for r in range(x.shape[0]):
-        for j in range(c0, c1):
-            out[j] += x[r, j + shift]
+        row = x[r, c0 + shift : c1 + shift]
+        for j in range(total.size):
+            total[j] += row[j]
