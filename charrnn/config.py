@@ -185,8 +185,11 @@ class TrainConfig(Section):
     """How it is trained and watched."""
 
     epochs: int | None = option(
-        None, "Passes over the text.  [default: 16, or no limit with --max-steps]", min=1,
-        resumable=True, aliases=("max-epochs", "num-epochs"),
+        None,
+        "Passes over the text.  [default: 16, or no limit with --max-steps]",
+        min=1,
+        resumable=True,
+        aliases=("max-epochs", "num-epochs"),
     )
     max_steps: int | None = option(
         None, "Training steps at the most.  [default: no limit]", min=0, resumable=True
@@ -212,11 +215,16 @@ class TrainConfig(Section):
         0.0, "Where cosine and linear end, as a share of the peak.", min=0, max=1
     )
     lr_decay: float = option(
-        0.97, "Factor of the step schedule, applied after each epoch.", above=0, max=1,
+        0.97,
+        "Factor of the step schedule, applied after each epoch.",
+        above=0,
+        max=1,
         aliases=("learning-rate-decay",),
     )
     lr_decay_after: int = option(
-        10, "Epochs before the step schedule begins to decay.", min=0,
+        10,
+        "Epochs before the step schedule begins to decay.",
+        min=0,
         aliases=("learning-rate-decay-after",),
     )
     momentum: float = option(0.9, "Decay of momentum's velocity.", min=0, below=1)
@@ -233,14 +241,20 @@ class TrainConfig(Section):
         0.0, "Largest absolute value of a gradient element; 0 = off.", min=0
     )
     eval_every: int = option(
-        500, "Steps between validations; 0 = only at the end.", min=0, resumable=True,
+        500,
+        "Steps between validations; 0 = only at the end.",
+        min=0,
+        resumable=True,
         aliases=("eval-val-every",),
     )
     checkpoint_every: int = option(
         500, "Steps between checkpoints; 0 = only at the end.", min=0, resumable=True
     )
     log_every: int = option(
-        10, "Steps between lines of metrics.jsonl; 0 = off.", min=0, resumable=True,
+        10,
+        "Steps between lines of metrics.jsonl; 0 = off.",
+        min=0,
+        resumable=True,
         aliases=("print-every",),
     )
     sample_every: int = option(0, "Steps between samples; 0 = off.", min=0, resumable=True)

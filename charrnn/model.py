@@ -1,41 +1,24 @@
-"""The network: characters -> stack of recurrent layers -> softmax, forward and backward.
-
-A `Model` owns the weights. A `_Pass` owns the work arrays of one window shape and the lists of
-kernel calls over them, made once; running a window is walking through the lists. The phases of a
-training pass, each shared by the team's threads:
-
-    pack      weights into the layout that the products read
-    forward   every thread takes a share of the batch through all layers and time steps
-    output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
-              the output weights' gradient (shares of the columns)
-    backward  shares of the batch, back through layers and time
-    weights   shares of the columns of every weight's gradient
-
-No sum crosses a share, so that the bits do not depend on how many there are.
-"""
+"""The network: characters -> stack of recurrent layers -> softmax, forward and backward."""
 
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from charrnn import cells
-from charrnn.cells.base import Arrays, Product, packed_pair, rows, whole
+from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import panel, scratch_size, weight_product
-from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
+from charrnn.kernels.gemm import scratch_size
 from charrnn.params import Params
-from charrnn.stack import LINE, Stack, Window
-from charrnn.threads import Item, Team, share
+from charrnn.passes import Pass, State
+from charrnn.threads import Team
 
-BLOCK = 1 << 20
-"""Logits that exist at a time, about; a whole window of a small vocabulary is less than that."""
-
-State = Arrays
-"""``h`` and for some cells ``c``, each (L, B, H)."""
+ONE_HOT_BOUND = 3**0.5
+"""Bound of uniform weights of variance 1."""
 
 
 class Gradients(NamedTuple):
@@ -72,7 +55,7 @@ class Model:
         self.team = Team(threads)
         self.params = Params(self.shapes(), config.dtype)
         self.version = 0
-        self._passes: dict[Any, _Pass] = {}
+        self._passes: dict[Any, Pass] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape."""
@@ -103,7 +86,7 @@ class Model:
                 reads_ids = name == "embedding" or (
                     name == "layers.0.Wx" and not self.config.embedding_size
                 )
-                limit = EMBEDDING_BOUND if reads_ids else bound
+                limit = ONE_HOT_BOUND if reads_ids else bound
                 view[:] = generator.uniform(-limit, limit, view.shape)
         for i in range(self.config.num_layers):
             self.cell.initialize(self.params.part(f"layers.{i}."))
@@ -115,9 +98,21 @@ class Model:
         shape = (c.num_layers, B, c.hidden_size)
         return {name: np.zeros(shape, c.dtype) for name in self.cell.states}
 
+    @cached_property
+    def grads(self) -> Params:
+        """The gradient: one flat array, made when it is first needed."""
+        return Params(self.shapes(), self.config.dtype)
+
+    @cached_property
+    def scratch(self) -> np.ndarray:
+        """(threads, n): each thread's own room for products that give weights' gradients."""
+        widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
+        size = scratch_size(widest, self.config.dtype)
+        return np.zeros((self.team.size, size), self.config.dtype)
+
     # -- running --------------------------------------------------------------------------------
 
-    def train_pass(self, T: int, B: int, dropout: float = 0.0) -> _Pass:
+    def train_pass(self, T: int, B: int, dropout: float = 0.0) -> Pass:
         """The pass that the trainer runs: ``T`` is its longest window."""
         return self._pass("train", T, B, dropout)
 
@@ -153,9 +148,7 @@ class Model:
             self.team.run(block.losses)
         return run.losses.copy(), run.state()
 
-    def next_logits(
-        self, ids: np.ndarray, state: State | None = None
-    ) -> tuple[np.ndarray, State]:
+    def next_logits(self, ids: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
         """Logits (B, V) of the character after the last of ``ids`` (T, B), and the state."""
         run = self._load("next", ids, state)
         run.run_forward()
@@ -174,12 +167,12 @@ class Model:
         loss = run.run_gradients()
         return Gradients(
             loss,
-            {name: array.copy() for name, array in self.to_torch(run.grads).items()},
+            {name: array.copy() for name, array in self.to_torch(self.grads).items()},
             {s: np.stack([w[f"d{s}0"] for w in run.window.w]) for s in self.cell.states},
             run.state(),
         )
 
-    def _load(self, kind: str, ids: np.ndarray, state: State | None) -> _Pass:
+    def _load(self, kind: str, ids: np.ndarray, state: State | None) -> Pass:
         ids = self._checked(ids)
         run = self._pass(kind, *ids.shape)
         run.ids[:] = ids
@@ -198,14 +191,14 @@ class Model:
             )
         return ids
 
-    def _pass(self, kind: str, T: int, B: int, dropout: float = 0.0) -> _Pass:
+    def _pass(self, kind: str, T: int, B: int, dropout: float = 0.0) -> Pass:
         """A pass of this shape: made anew, or a part of one that is long enough."""
         key = (kind, B, dropout)
         if key not in self._passes or len(self._passes[key].ids) < T:
             self._passes.pop(key, None)
             while len(self._passes) > 3:  # the oldest
                 del self._passes[next(iter(self._passes))]
-            self._passes[key] = _Pass(self, T, B, kind, dropout)
+            self._passes[key] = Pass(self, T, B, kind, dropout)
         return self._passes[key].of_length(T)
 
     def changed(self) -> None:
@@ -259,9 +252,6 @@ class Model:
         self.changed()
 
 
-EMBEDDING_BOUND = 3**0.5
-
-
 def _square_blocks(shape: tuple[int, ...], init: str, generator: np.random.Generator) -> np.ndarray:
     """A (H, G*H) matrix of G identity or random orthogonal blocks."""
     H = shape[0]
@@ -273,185 +263,3 @@ def _square_blocks(shape: tuple[int, ...], init: str, generator: np.random.Gener
             q, r = np.linalg.qr(generator.normal(size=(H, H)))
             blocks.append(q * np.sign(np.diag(r)))  # uniform over all rotations (Mezzadri 2007)
     return np.hstack(blocks)
-
-
-class _Block:
-    """A run of time steps whose logits exist at the same time."""
-
-    def __init__(self, t0: int, t1: int, array: np.ndarray) -> None:
-        self.t0, self.t1 = t0, t1
-        self.array = array
-        self.logits: list[Item] = []
-        self.losses: list[Item] = []
-        self.gradients: list[Item] = []
-        self.weights: list[Item] = []
-
-
-class _Pass:
-    """Work arrays and call lists for windows of T steps and B rows."""
-
-    def __init__(
-        self, model: Model, T: int, B: int, kind: str, dropout: float, like: _Pass | None = None
-    ) -> None:
-        self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
-        self.training = kind in ("train", "gradient")
-        self.packed_version = -1
-        self.like = like
-        self.shorter: dict[int, _Pass] = {}
-        dtype = model.config.dtype
-        self.ids = np.zeros((T, B), np.int32)
-        self.targets = np.zeros((T, B), np.int32)
-        self.losses = np.zeros((T, B), dtype)
-        if like is None:
-            self.grads = Params(model.shapes(), dtype) if self.training else None
-            self.stack = Stack(model.config, model.cell, model.params, self.grads)
-            self.head, calls = packed_pair("Wy", model.params.views["head.Wy"], self.training)
-            self.pack: list[Item] = [(call,) for call in self.stack.pack_calls + calls]
-        else:
-            self.grads, self.stack, self.head, self.pack = (
-                like.grads, like.stack, like.head, like.pack,
-            )  # fmt: skip
-        self.window = Window(
-            self.stack, self.ids, training=self.training, dropout=dropout,
-            like=like.window if like else None,
-        )  # fmt: skip
-        parts = min(self.team.size, B)
-        self.shares = [share(B, i, parts) for i in range(parts)]
-        self.forward: list[Item] = [self.window.forward_calls(*s) for s in self.shares]
-        self._make_blocks()
-        if self.training:
-            self.backward: list[Item] = [self.window.backward_calls(*s) for s in self.shares]
-            self._make_weights()
-
-    # -- call lists -----------------------------------------------------------------------------
-
-    def _make_blocks(self) -> None:
-        T, B = self.ids.shape
-        V, dtype = self.model.vocab_size, np.dtype(self.model.config.dtype)
-        steps = max(1, min(T, BLOCK // (B * V)))
-        if self.like is None:
-            self.logits = np.zeros((steps if self.kind != "next" else 1, B, V), dtype)
-        else:
-            self.logits = self.like.logits
-        starts = range(0, T, steps) if self.kind != "next" else [T - 1]
-        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in starts]
-
-    def _block(self, t0: int, t1: int) -> _Block:
-        T, B = self.ids.shape
-        dtype = np.dtype(self.model.config.dtype).type
-        block = _Block(t0, t1, self.logits[: t1 - t0])
-        x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
-        by, scale = self.model.params.views["head.by"], dtype(1 / (T * B))
-        for s in self.shares:
-            logits = (project, (block.array, x, self.head["Wy"], by, *s))
-            block.logits.append([logits])
-            loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s))
-            block.losses.append([logits, loss])
-            if self.training:
-                dx = self.window.dx[-1][t0:t1]
-                back = (back_project, (dx, block.array, self.head["WyT"], *s))
-                block.gradients.append([logits, loss, back])
-        if self.training:
-            g = self.grads.views
-            product = whole(g["head.Wy"], rows(x), rows(block.array))
-            again = t0 > 0
-            for part in range(self.team.size):
-                c0, c1 = share(self.model.vocab_size, part, self.team.size, LINE)
-                bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
-                calls = self._product_calls(product, part, again)
-                block.weights.append([*calls, bias])
-        return block
-
-    def _make_weights(self) -> None:
-        self.weights: list[Item] = []
-        for part in range(self.team.size):
-            calls = self.window.reductions(part, self.team.size)
-            for product in self.window.products():
-                calls += self._product_calls(product, part, False)
-            self.weights.append(calls)
-
-    def _product_calls(self, product: Product, part: int, again: bool) -> list[Any]:
-        gradient, inputs, dgates, first, last, shift = product
-        width = panel(gradient.dtype)
-        c0, c1 = share(last - first, part, self.team.size, width)
-        if c0 == c1:
-            return []
-        scratch = self._scratch(part)
-        args = (gradient, inputs, dgates, first + c0, first + c1, shift, scratch, again)
-        return [(weight_product, args)]
-
-    def _scratch(self, part: int) -> np.ndarray:
-        """Each part's own room for `weight_product`, enough for the widest input."""
-        owner = self.like or self
-        if not hasattr(owner, "scratch"):
-            shapes = self.model.shapes().values()
-            widest = max(s[0] for s in shapes if len(s) > 1)
-            size = scratch_size(widest, self.model.config.dtype)
-            owner.scratch = np.zeros((self.team.size, size), self.model.config.dtype)
-        return owner.scratch[part]
-
-    # -- running --------------------------------------------------------------------------------
-
-    def of_length(self, T: int) -> _Pass:
-        """This pass, or a shorter one on the same arrays."""
-        if len(self.ids) == T:
-            return self
-        if T not in self.shorter:
-            B = self.ids.shape[1]
-            self.shorter[T] = _Pass(self.model, T, B, self.kind, self.dropout, like=self)
-        return self.shorter[T]
-
-    def items(self) -> list[Item]:
-        """All kernel calls of a pass."""
-        items = [*self.pack, *self.forward]
-        for block in self.blocks:
-            items += [*block.logits, *block.losses, *block.gradients, *block.weights]
-        return [*items, *self.backward, *self.weights] if self.training else items
-
-    def set_state(self, state: State | None) -> None:
-        """Put the state (L, B, H) before the window; None is zero."""
-        for i, w in enumerate(self.window.w):
-            for name in self.model.cell.states:
-                if state is None:
-                    w[name][0] = 0
-                    continue
-                given = np.asarray(state[name])
-                shape = (len(self.window.w), *w[name].shape[1:])
-                if given.shape != shape:
-                    raise InputError(f"state {name} has shape {given.shape}: needed is {shape}")
-                w[name][0] = given[i]
-
-    def state(self) -> State:
-        """The state after the window, (L, B, H) each."""
-        return {s: np.stack([w[s][-1] for w in self.window.w]) for s in self.model.cell.states}
-
-    def carry(self, before: _Pass) -> None:
-        """Begin where the window ``before``, which may share the arrays, ended."""
-        for w, other in zip(self.window.w, before.window.w, strict=True):
-            for s in self.model.cell.states:
-                w[s][0] = other[s][-1]
-
-    def set_dropout_key(self, seed: int, step: int) -> None:
-        """Choose the dropout masks of this step."""
-        for i, key in enumerate(self.window.keys):
-            key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
-
-    def run_forward(self) -> None:
-        owner = self.like or self
-        if owner.packed_version != self.model.version:
-            self.team.run(self.pack)
-            owner.packed_version = self.model.version
-        self.team.run(self.forward)
-
-    def run_gradients(self) -> float:
-        """Forward and backward: fills ``grads``; returns the mean nats per character."""
-        self.run_forward()
-        for block in self.blocks:
-            self.team.run(block.gradients)
-            self.team.run(block.weights)
-        for w in self.window.w:
-            for s in self.model.cell.states:
-                w[f"d{s}0"].fill(0)
-        self.team.run(self.backward)
-        self.team.run(self.weights)
-        return float(self.losses.sum(dtype=np.float64)) / self.losses.size

@@ -74,7 +74,9 @@ class Window:
         self.w = [
             {n: self._array(f"{i}.{n}", s) for n, s in shapes.items()} for i in range(len(stack.p))
         ]
-        self.keys = like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
+        self.keys: list[np.ndarray] = (
+            like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
+        )
         self.x: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         self.dx: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         if stack.embedding is not None:
@@ -112,7 +114,8 @@ class Window:
 
     def forward_calls(self, r0: int, r1: int) -> list[Call]:
         """All layers for the rows r0 <= r < r1."""
-        stack, calls = self.stack, []
+        stack = self.stack
+        calls: list[Call] = []
         if stack.embedding is not None:
             calls.append((embed, (self.x[0], self.ids, stack.embedding, r0, r1)))
         for i, (p, k, w) in enumerate(zip(stack.p, stack.k, self.w, strict=True)):
@@ -128,7 +131,8 @@ class Window:
 
     def backward_calls(self, r0: int, r1: int) -> list[Call]:
         """Undo `forward_calls`: from ``dx[L]`` to the gradients of gates, inputs and states."""
-        stack, calls = self.stack, []
+        stack = self.stack
+        calls: list[Call] = []
         for i in range(len(self.w) - 1, -1, -1):
             p, k, w = stack.p[i], stack.k[i], self.w[i]
             if self.has_link(i):
@@ -143,7 +147,8 @@ class Window:
 
     def products(self) -> list[Product]:
         """The products that give the weights' gradients."""
-        stack, found = self.stack, []
+        stack = self.stack
+        found: list[Product] = []
         for i, (g, w) in enumerate(zip(stack.g, self.w, strict=True)):
             found += stack.cell.weight_products(g, w)
             if not stack.reads_ids(i):
@@ -152,7 +157,8 @@ class Window:
 
     def reductions(self, part: int, parts: int) -> list[Call]:
         """The other gradients; each is cut by columns and this is one part of them."""
-        stack, calls = self.stack, []
+        stack = self.stack
+        calls: list[Call] = []
 
         def cut(gradient: np.ndarray) -> tuple[int, int]:
             return share(gradient.shape[-1], part, parts, LINE)
@@ -167,6 +173,6 @@ class Window:
                 calls.append((column_sums, (g["b"], rows(w["gates"]), c0, c1, 0, False)))
             if part == 0:
                 calls += stack.cell.reductions(g, w)
-        if stack.d_embedding is not None:
-            calls.append((scatter, (stack.d_embedding, self.ids, self.dx[0], *cut(stack.d_embedding))))
+        if (gradient := stack.d_embedding) is not None:
+            calls.append((scatter, (gradient, self.ids, self.dx[0], *cut(gradient))))
         return calls

@@ -22,7 +22,7 @@ import numpy as np
 from charrnn import __version__, atomic, checkpoint, evaluate, runlog, sampling
 from charrnn.api import LanguageModel, load, metadata_of, restore
 from charrnn.config import Config, SampleConfig, flag
-from charrnn.data import STDIN, Corpus, Streams, fingerprint, fit, read_corpus, split
+from charrnn.data import STDIN, Corpus, Streams, fit, read_corpus, split
 from charrnn.errors import InputError
 from charrnn.kernels import jit
 from charrnn.model import Model
@@ -32,6 +32,9 @@ from charrnn.threads import available
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
+
+RATE_MEMORY = 50
+"""Steps over which the speed is smoothed."""
 
 SAMPLE_LENGTH = 200
 """Characters of a sample while training."""
@@ -95,7 +98,7 @@ class Run:
         self.streams = Streams(text.train, B, T)
         self.window = self.model.train_pass(min(T, self.streams.length), B, config.model.dropout)
         self.optimizer = Optimizer(
-            config.train, self.model.params, self.window.grads, self.model.team
+            config.train, self.model.params, self.model.grads, self.model.team
         )
         self.total_steps = _total_steps(config, self.streams.steps_per_epoch)
         self._interrupted = False
@@ -110,7 +113,7 @@ class Run:
     def events(self) -> Iterator[Event]:
         """Train, and say what happens: the events are described in `charrnn.runlog`."""
         self._started = self._tick = time.perf_counter()
-        self._rate = 0.0  # smoothed characters per second
+        self._rate, self._steps_done = 0.0, 0  # smoothed characters per second
         atomic.sweep(self.folder)
         with runlog.RunLog(self.folder / "metrics.jsonl") as self.log:
             note = self.log.truncate(self.metrics_length)
@@ -250,10 +253,10 @@ class Run:
         if not isinstance(progress, dict) or not known <= set(progress):
             raise InputError(f"{source.path} does not say how far the run is: it is damaged")
         self.progress = Progress(**{name: progress[name] for name in known})
-        state = {s: source.tensors.get(f"state.{s}") for s in self.model.cell.states}
-        if any(array is None for array in state.values()):
-            raise InputError(f"{source.path} lacks the hidden state: it is damaged")
-        self.window.set_state(state)
+        try:
+            self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
+        except KeyError as error:
+            raise InputError(f"{source.path} lacks the tensor {error}: it is damaged") from error
         for w in self.window.window.w:  # where the window that ran last would have left it
             for s in self.model.cell.states:
                 w[s][-1] = w[s][0]
@@ -284,8 +287,10 @@ class Run:
         p, now = self.progress, time.perf_counter()
         chars = self._before.ids.size
         speed = chars / max(now - self._tick, 1e-9)
-        self._rate = speed if self._rate == 0 else 0.95 * self._rate + 0.05 * speed
         self._tick = now
+        self._steps_done += 1
+        if self._steps_done > 1:  # the first step also loads or compiles the kernels
+            self._rate += (speed - self._rate) / min(self._steps_done - 1, RATE_MEMORY)
         p.log_steps += 1
         p.log_nats += loss
         limit = self.config.train.grad_clip
@@ -419,13 +424,12 @@ def start(
     init_from : a run or checkpoint whose weights and vocabulary to begin with
     on_unknown : what becomes of characters that this vocabulary lacks: "add", "map" or "error"
     """
-    corpus = read_corpus(files, level=config.data.level, encoding=config.data.encoding)
     parent = load(init_from) if init_from is not None else None
     if parent is not None:
         config = _inherit(config, parent.config)
+    corpus = read_corpus(files, level=config.data.level, encoding=config.data.encoding)
     vocabulary = _vocabulary(corpus, config, parent, on_unknown)
     text, config = _prepare(corpus, config, vocabulary)
-    _total_steps(config, 1)
     run = Run(Path(), config, text)
     run.model.initialize(config.train.seed)
     if parent is not None:
@@ -470,23 +474,15 @@ def _vocabulary(
         if config.data.val_file:  # all characters of all splits
             text = text + _val_text(config)  # type: ignore[operator]
         return Vocabulary.build(text, config.data.level, config.data.min_count)
-    if config.data.level != corpus_level(corpus):
-        raise InputError("--level differs from the model's of --init-from: leave the option out")
     if on_unknown == "add":
         return parent.vocabulary.extended(corpus.text)
     parent.vocabulary.encode(corpus.text, on_unknown)  # refuses what it must
     return parent.vocabulary
 
 
-def corpus_level(corpus: Corpus) -> str:
-    """ "char" or "byte"."""
-    return "char" if isinstance(corpus.text, str) else "byte"
-
-
 def _val_text(config: Config) -> str | bytes:
-    assert config.data.val_file is not None
     data = config.data
-    return read_corpus([data.val_file], level=data.level, encoding=data.encoding).text
+    return read_corpus([str(data.val_file)], level=data.level, encoding=data.encoding).text
 
 
 def _inherit_weights(model: Model, parent: Model) -> None:
@@ -514,9 +510,7 @@ def _prepare(corpus: Corpus, config: Config, vocabulary: Vocabulary) -> tuple[Te
     batch, length, message = fit(len(train), data.batch_size, data.seq_length)
     if message:
         notes.append(message)
-        config = Config.from_options(
-            config.options() | {"batch_size": batch, "seq_length": length}
-        )
+        config = Config.from_options(config.options() | {"batch_size": batch, "seq_length": length})
     facts = {
         "name": corpus.name,
         "sources": [s if s == STDIN else str(Path(s).resolve()) for s in corpus.sources],
@@ -566,7 +560,9 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
     if source is not None:
         old = Config.from_json(source.metadata["config"])
     config = _changed(old, changes or {})
-    corpus = read_corpus(files or sources, level=old.data.level, encoding=_encoding(old, folder, sources))
+    corpus = read_corpus(
+        files or sources, level=old.data.level, encoding=_encoding(old, folder, sources)
+    )
     if corpus.fingerprint != print_:
         what = "the given text" if files else f"the text in {', '.join(sources)}"
         raise InputError(
@@ -596,9 +592,7 @@ def _encoding(config: Config, folder: Path, sources: Sequence[str]) -> str:
 def _changed(config: Config, changes: dict[str, Any]) -> Config:
     """``config`` with the changes, which may concern resumable options alone."""
     fields = {
-        f.name: f
-        for section in Config.sections().values()
-        for f in dataclasses.fields(section)
+        f.name: f for section in Config.sections().values() for f in dataclasses.fields(section)
     }
     options = config.options()
     for name, value in changes.items():
@@ -613,6 +607,11 @@ def _changed(config: Config, changes: dict[str, Any]) -> Config:
 def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
     """Refuse a run that has ended and of which nothing more is asked."""
     p = run.progress
+    if p.step > run.total_steps:
+        raise InputError(
+            f"{run.folder} is at step {p.step:,} already, {run.total_steps:,} are asked for: "
+            "give more --epochs or --max-steps"
+        )
     if p.step < run.total_steps and (p.finished != "patience" or "patience" in changes):
         p.finished = None
         return

@@ -9,7 +9,7 @@ import networks
 import numpy as np
 import pytest
 from networks import KINDS, NETWORKS, B, H, T, V, Window
-from support import assert_close, relative_error, same_bits
+from support import assert_close, same_bits
 
 from charrnn import model as model_module
 from charrnn.config import CELLS, ModelConfig
@@ -234,13 +234,11 @@ def test_changed_weights_are_seen_by_every_pass() -> None:
             run.ids[:steps], run.targets[:steps] = data.ids[:steps], data.targets[:steps]
             run.set_state(data.state)
             run.run_gradients()
-        want, _ = networks.make("lstm", **FULL), None
-        want.params.flat[:] = model.params.flat
-        want.changed()
-        nats, _ = want.losses(*data)
-        assert relative_error(passes[1].losses, nats) < 1e-12
+        fresh = networks.make("lstm", **FULL)
+        fresh.params.flat[:] = model.params.flat
+        want, _ = fresh.losses(*data)
         for run in passes:
-            assert same_bits(run.losses[:T], passes[1].losses)
+            assert same_bits(run.losses[:T], want)
 
 
 def test_a_pass_that_the_model_has_forgotten_sees_new_weights() -> None:
@@ -272,9 +270,8 @@ def test_dropout_masks() -> None:
     for i, mask in enumerate(seen):
         assert set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.7)}
         assert abs((mask > 0).mean() - 0.7) < 0.01  # three standard deviations
-        for axis in (0, 1, 2):  # and no row, step or unit is always in or always out
-            assert 0.3 < (mask > 0).mean(axis=axis).min()
-            assert (mask > 0).mean(axis=axis).max() <= 1
+        for axes in ((1, 2), (0, 2), (0, 1)):  # nor do steps, rows or units stand out
+            assert abs((mask > 0).mean(axis=axes) - 0.7).max() < 0.1
         for other in seen[:i]:  # steps, seeds and layers are independent of each other
             assert abs(((mask > 0) == (other > 0)).mean() - 0.58) < 0.02
 

@@ -1,0 +1,207 @@
+"""One window shape: work arrays and lists of kernel calls, made once and then walked through.
+
+The phases of a training pass, each shared by the team's threads:
+
+    pack      weights into the layout that the products read
+    forward   every thread takes a share of the batch through all layers and time steps
+    output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
+              the output weights' gradient (shares of the columns)
+    backward  shares of the batch, back through layers and time
+    weights   shares of the columns of every weight's gradient
+
+No sum crosses a share, so that the bits do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from charrnn.cells.base import Arrays, Call, Product, packed_pair, rows, whole
+from charrnn.errors import InputError
+from charrnn.kernels.gemm import panel, weight_product
+from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
+from charrnn.stack import LINE, Stack, Window
+from charrnn.threads import Item, share
+
+if TYPE_CHECKING:
+    from charrnn.model import Model
+
+BLOCK = 1 << 20
+"""Logits that exist at a time, about; a whole window of a small vocabulary is less than that."""
+
+State = Arrays
+"""``h`` and for some cells ``c``, each (L, B, H)."""
+
+
+class Block:
+    """A run of time steps whose logits exist at the same time."""
+
+    def __init__(self, t0: int, t1: int, array: np.ndarray) -> None:
+        self.t0, self.t1 = t0, t1
+        self.array = array
+        self.logits: list[Item] = []
+        self.losses: list[Item] = []
+        self.gradients: list[Item] = []
+        self.weights: list[Item] = []
+
+
+class Pass:
+    """Work arrays and call lists for windows of T steps and B rows."""
+
+    def __init__(
+        self, model: Model, T: int, B: int, kind: str, dropout: float, like: Pass | None = None
+    ) -> None:
+        self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
+        self.training = kind in ("train", "gradient")
+        self.packed_version = -1
+        self.like = like
+        self.shorter: dict[int, Pass] = {}
+        dtype = model.config.dtype
+        self.ids = np.zeros((T, B), np.int32)
+        self.targets = np.zeros((T, B), np.int32)
+        self.losses = np.zeros((T, B), dtype)
+        if like is None:
+            grads = model.grads if self.training else None
+            self.stack = Stack(model.config, model.cell, model.params, grads)
+            self.head, calls = packed_pair("Wy", model.params.views["head.Wy"], self.training)
+            self.pack: list[Item] = [(call,) for call in self.stack.pack_calls + calls]
+        else:
+            self.stack, self.head, self.pack = like.stack, like.head, like.pack
+        self.window: Window = Window(
+            self.stack, self.ids, training=self.training, dropout=dropout,
+            like=like.window if like else None,
+        )  # fmt: skip
+        parts = min(self.team.size, B)
+        self.shares = [share(B, i, parts) for i in range(parts)]
+        self.forward: list[Item] = [self.window.forward_calls(*s) for s in self.shares]
+        self._make_blocks()
+        if self.training:
+            self.backward: list[Item] = [self.window.backward_calls(*s) for s in self.shares]
+            self._make_weights()
+
+    # -- call lists -----------------------------------------------------------------------------
+
+    def _make_blocks(self) -> None:
+        T, B = self.ids.shape
+        V, dtype = self.model.vocab_size, np.dtype(self.model.config.dtype)
+        steps = max(1, min(T, BLOCK // (B * V)))
+        self.logits: np.ndarray
+        if self.like is None:
+            self.logits = np.zeros((steps if self.kind != "next" else 1, B, V), dtype)
+        else:
+            self.logits = self.like.logits
+        starts = range(0, T, steps) if self.kind != "next" else [T - 1]
+        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in starts]
+
+    def _block(self, t0: int, t1: int) -> Block:
+        T, B = self.ids.shape
+        dtype = np.dtype(self.model.config.dtype).type
+        block = Block(t0, t1, self.logits[: t1 - t0])
+        x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
+        by, scale = self.model.params.views["head.by"], dtype(1 / (T * B))
+        for s in self.shares:
+            logits = (project, (block.array, x, self.head["Wy"], by, *s))
+            block.logits.append([logits])
+            loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s))
+            block.losses.append([logits, loss])
+            if self.training:
+                dx = self.window.dx[-1][t0:t1]
+                back = (back_project, (dx, block.array, self.head["WyT"], *s))
+                block.gradients.append([logits, loss, back])
+        if self.training:
+            g = self.model.grads.views
+            product = whole(g["head.Wy"], rows(x), rows(block.array))
+            again = t0 > 0
+            for part in range(self.team.size):
+                c0, c1 = share(self.model.vocab_size, part, self.team.size, LINE)
+                bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
+                calls = self._product_calls(product, part, again)
+                block.weights.append([*calls, bias])
+        return block
+
+    def _make_weights(self) -> None:
+        self.weights: list[Item] = []
+        for part in range(self.team.size):
+            calls = self.window.reductions(part, self.team.size)
+            for product in self.window.products():
+                calls += self._product_calls(product, part, False)
+            self.weights.append(calls)
+
+    def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
+        gradient, inputs, dgates, first, last, shift = product
+        width = panel(gradient.dtype)
+        c0, c1 = share(last - first, part, self.team.size, width)
+        if c0 == c1:
+            return []
+        scratch = self.model.scratch[part]
+        args = (gradient, inputs, dgates, first + c0, first + c1, shift, scratch, again)
+        return [(weight_product, args)]
+
+    # -- running --------------------------------------------------------------------------------
+
+    def of_length(self, T: int) -> Pass:
+        """This pass, or a shorter one on the same arrays."""
+        if len(self.ids) == T:
+            return self
+        if T not in self.shorter:
+            B = self.ids.shape[1]
+            self.shorter[T] = Pass(self.model, T, B, self.kind, self.dropout, like=self)
+        return self.shorter[T]
+
+    def items(self) -> list[Item]:
+        """All kernel calls of a pass."""
+        items = [*self.pack, *self.forward]
+        for block in self.blocks:
+            items += [*block.logits, *block.losses, *block.gradients, *block.weights]
+        return [*items, *self.backward, *self.weights] if self.training else items
+
+    def set_state(self, state: State | None) -> None:
+        """Put the state (L, B, H) before the window; None is zero."""
+        for i, w in enumerate(self.window.w):
+            for name in self.model.cell.states:
+                if state is None:
+                    w[name][0] = 0
+                    continue
+                given = np.asarray(state[name])
+                shape = (len(self.window.w), *w[name].shape[1:])
+                if given.shape != shape:
+                    raise InputError(f"state {name} has shape {given.shape}: needed is {shape}")
+                w[name][0] = given[i]
+
+    def state(self) -> State:
+        """The state after the window, (L, B, H) each."""
+        return {s: np.stack([w[s][-1] for w in self.window.w]) for s in self.model.cell.states}
+
+    def carry(self, before: Pass) -> None:
+        """Begin where the window ``before``, which may share the arrays, ended."""
+        for w, other in zip(self.window.w, before.window.w, strict=True):
+            for s in self.model.cell.states:
+                w[s][0] = other[s][-1]
+
+    def set_dropout_key(self, seed: int, step: int) -> None:
+        """Choose the dropout masks of this step."""
+        for i, key in enumerate(self.window.keys):
+            key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
+
+    def run_forward(self) -> None:
+        owner = self.like or self
+        if owner.packed_version != self.model.version:
+            self.team.run(self.pack)
+            owner.packed_version = self.model.version
+        self.team.run(self.forward)
+
+    def run_gradients(self) -> float:
+        """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
+        self.run_forward()
+        for block in self.blocks:
+            self.team.run(block.gradients)
+            self.team.run(block.weights)
+        for w in self.window.w:
+            for s in self.model.cell.states:
+                w[f"d{s}0"].fill(0)
+        self.team.run(self.backward)
+        self.team.run(self.weights)
+        return float(self.losses.sum(dtype=np.float64)) / self.losses.size

@@ -1,0 +1,48 @@
+"""Weights as views of one flat array."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from charrnn.params import ALIGN, Params
+
+SHAPES = {"b": (5,), "W": (3, 7), "alpha": (1,), "U": (2, 2)}
+each_dtype = pytest.mark.parametrize("dtype", ("float32", "float64"))
+
+
+@each_dtype
+def test_views_share_the_flat_array(dtype: str) -> None:
+    params = Params(SHAPES, dtype)
+    assert list(params.views) == list(SHAPES) and params.shapes == SHAPES
+    assert params.flat.dtype == dtype and params.flat.ndim == 1 and not params.flat.any()
+    for i, (name, view) in enumerate(params.views.items(), start=1):
+        assert view.shape == SHAPES[name] and view.flags.c_contiguous
+        assert np.shares_memory(view, params.flat)
+        view[...] = i
+    for i, name in enumerate(SHAPES, start=1):
+        assert (params.flat == i).sum() == params.views[name].size  # none overlaps another
+    assert np.count_nonzero(params.flat) == params.count == 5 + 21 + 1 + 4
+
+
+@each_dtype
+def test_every_tensor_starts_at_a_cache_line_of_the_array(dtype: str) -> None:
+    params = Params(SHAPES, dtype)
+    start = params.flat.__array_interface__["data"][0]
+    for view in params.views.values():
+        assert (view.__array_interface__["data"][0] - start) % ALIGN == 0
+
+
+@each_dtype
+def test_only_matrices_decay(dtype: str) -> None:
+    params = Params(SHAPES, dtype)
+    params.flat[: params.decayed] = 1
+    assert {name for name, view in params.views.items() if view.all()} == {"W", "U"}
+    assert {name for name, view in params.views.items() if view.any()} == {"W", "U"}
+
+
+def test_part() -> None:
+    params = Params({"layers.1.W": (2, 3), "layers.10.W": (4, 5), "head.W": (6, 7)}, "float32")
+    part = params.part("layers.1.")
+    assert list(part) == ["W"]
+    assert np.shares_memory(part["W"], params.views["layers.1.W"])

@@ -1,0 +1,48 @@
+"""The tests that are marked ``portable``, without the compiler and for other processors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SETTINGS = {
+    "Python": {"NUMBA_DISABLE_JIT": "1"},
+    "bounds": {"NUMBA_BOUNDSCHECK": "1"},
+    "haswell": {"NUMBA_CPU_NAME": "haswell"},
+    "generic": {"NUMBA_CPU_NAME": "generic"},
+}
+FILES = ("test_gemm.py", "test_elementwise.py", "test_update.py", "test_cells.py")
+
+
+@pytest.fixture(scope="module")
+def processes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All of them at once, so that they share the cores."""
+    started = {}
+    for name, settings in SETTINGS.items():
+        folder = tmp_path_factory.mktemp(name)
+        started[name] = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "portable", "-p", "no:cacheprovider"]
+            + [str(Path(__file__).parent / file) for file in FILES],
+            env=os.environ | settings | {"CHARRNN_CACHE_DIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    yield started
+    for process in started.values():
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_portable_tests_pass(name: str, processes: dict[str, subprocess.Popen[str]]) -> None:
+    output, _ = processes[name].communicate(timeout=300)
+    assert processes[name].returncode == 0, output
+    assert " passed" in output

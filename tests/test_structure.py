@@ -1,0 +1,173 @@
+"""What the source promises: who imports whom, who prints, how little is compiled."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import charrnn
+import pytest
+from support import run_python
+
+PACKAGE = Path(charrnn.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path): path for path in FILES}
+
+
+def imports(path: Path, *, lazy: bool = True) -> set[str]:
+    """Modules that a file imports; those of our own by their full names.
+
+    Without ``lazy`` only what its own import needs: neither functions nor ``if TYPE_CHECKING``.
+    """
+    found: set[str] = set()
+    for node in ast.walk(tree(path)) if lazy else _at_import(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute"
+            assert node.module
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & set(NAMES)
+            found |= inner or {node.module}
+    return found
+
+
+def _at_import(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        yield child
+        yield from _at_import(child)
+
+
+def outside(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imports(path)}
+
+
+def ours(path: Path) -> set[str]:
+    """Our own modules that a file imports, without ``charrnn.``."""
+    return {n.partition(".")[2] for n in imports(path) if n.partition(".")[0] == "charrnn"}
+
+
+def test_only_kernels_import_the_compiler() -> None:
+    users = {path.parent.name for path in FILES if outside(path) & {"numba", "llvmlite"}}
+    assert users == {"kernels"}
+
+
+def test_only_the_decorator_of_the_project_compiles() -> None:
+    """One policy: nobody else calls numba's own decorators."""
+    for path in FILES:
+        names = {n.attr for n in ast.walk(tree(path)) if isinstance(n, ast.Attribute)}
+        names |= {n.id for n in ast.walk(tree(path)) if isinstance(n, ast.Name)}
+        if path.name != "jit.py":
+            assert not names & {"njit", "jit", "vectorize", "guvectorize", "cfunc", "prange"}, path
+
+
+def test_only_cli_and_monitor_talk() -> None:
+    talkers = {
+        path.name
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if (isinstance(node, ast.Name) and node.id == "print")
+        or (isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr", "echo"))
+    }
+    assert talkers <= {"cli.py", "monitor.py"}
+
+
+def test_only_monitor_draws_bars() -> None:
+    assert {path.name for path in FILES if "tqdm" in outside(path)} <= {"monitor.py", "cli.py"}
+
+
+# A module of the numerical core -> what of ours it may import. A folder's name stands for all in it.
+CORE = {
+    "errors": set(),
+    "threads": set(),
+    "params": set(),
+    "atomic": {"errors"},
+    "config": {"errors"},
+    "kernels": {"kernels"},
+    "cells": {"cells", "kernels"},
+    "stack": {"cells", "config", "kernels", "params", "threads"},
+    "model": {"cells", "config", "errors", "kernels", "params", "stack", "threads"},
+    "optim": {"config", "kernels", "params", "threads"},
+    "schedules": {"config", "errors"},
+    "vocab": {"errors"},
+    "data": {"errors", "vocab"},
+    "sampling": {"config", "errors", "vocab"},
+    "evaluate": {"errors"},
+    "monitor": {"errors"},
+}
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_layers(module: str) -> None:
+    paths = [p for p in FILES if p.relative_to(PACKAGE).with_suffix("").parts[0] == module]
+    assert paths
+    for path in paths:
+        assert {name.partition(".")[0] for name in ours(path)} <= CORE[module], path
+
+
+def test_a_cell_imports_no_other_cell() -> None:
+    for path in (PACKAGE / "cells").glob("*.py"):
+        own = {name for name in ours(path) if name.startswith("cells")}
+        assert own <= {"cells.base"}, path
+    assert not any(name.startswith("cells") for name in ours(PACKAGE / "cells" / "base.py"))
+
+
+def test_nobody_names_a_cell_but_its_file() -> None:
+    """There is no ``if cell == "lstm"`` outside of the cells."""
+    cells = {p.stem for p in (PACKAGE / "cells").glob("*.py")} - {"__init__", "base"}
+    for path in FILES:
+        if path.parent.name != "cells":
+            for node in ast.walk(tree(path)):
+                if isinstance(node, ast.Compare | ast.MatchValue):
+                    texts = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+                    assert not cells & {t for t in texts if isinstance(t, str)}, path
+
+
+def test_who_talks_is_imported_by_nobody_below() -> None:
+    users = {path.name for path in FILES if ours(path) & {"cli", "monitor"}}
+    assert users <= {"cli.py", "__main__.py"}
+
+
+def test_imports_have_no_cycle() -> None:
+    graph = {name: imports(path, lazy=False) & set(NAMES) for name, path in NAMES.items()}
+    while graph:
+        free = [name for name, needed in graph.items() if not needed & set(graph)]
+        assert free, f"these import each other: {sorted(graph)}"
+        for name in free:
+            del graph[name]
+
+
+def test_kernels_and_modules_explain_themselves() -> None:
+    for path in FILES:
+        if path.stat().st_size:
+            assert ast.get_docstring(tree(path)) or path.name == "__main__.py", path
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                decorated = {d.id for d in node.decorator_list if isinstance(d, ast.Name)}
+                assert "kernel" not in decorated or ast.get_docstring(node), node.name
+
+
+def test_help_needs_no_numerics() -> None:
+    code = """
+import sys
+import charrnn.cli, charrnn.config, charrnn.errors
+print([m for m in ("numba", "llvmlite", "numpy", "charrnn.model") if m in sys.modules])
+"""
+    assert run_python(code).strip() == "[]"
