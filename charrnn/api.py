@@ -139,7 +139,7 @@ class LanguageModel:
                 "size": self.vocabulary.size,
                 "symbols": [repr(s)[1:-1] if s != " " else "' '" for s in self._symbols()],
             },
-            "training": self.metadata["progress"],
+            "training": {k: v for k, v in self.metadata["progress"].items() if "log_" not in k},
             "corpus": self.metadata["corpus"],
             "config": options,
             "versions": self.metadata.get("versions", {}),

@@ -32,8 +32,8 @@ class Params:
                     offset += -(-int(np.prod(shape)) // step) * step
             if matrix:
                 self.decayed = offset
-        self.flat = np.zeros(offset, dtype)
-        self.views = {
+        self.flat: np.ndarray = np.zeros(offset, dtype)
+        self.views: dict[str, np.ndarray] = {
             name: self.flat[where[name] :][: int(np.prod(shape))].reshape(shape)
             for name, shape in shapes.items()
         }

@@ -10,6 +10,8 @@ neither, ``x[l+1]`` is h_l itself: no copy. ``dx`` mirrors ``x`` on the way back
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows, whole
@@ -74,9 +76,7 @@ class Window:
         self.w = [
             {n: self._array(f"{i}.{n}", s) for n, s in shapes.items()} for i in range(len(stack.p))
         ]
-        self.keys: list[np.ndarray] = (
-            like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
-        )
+        self.keys: list[Any] = like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
         self.x: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         self.dx: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         if stack.embedding is not None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import link
-from charrnn.model import Model, State, _Pass
+from charrnn.model import Model
+from charrnn.passes import Pass, State
 
 T, B, V, H, E = 4, 5, 23, 9, 6  # all different; V is large enough for each character to occur once
 
@@ -59,30 +60,29 @@ def window(model: Model, T: int = T, B: int = B, seed: int = 2) -> Window:
     return Window(ids, targets, {n: rng.normal(size=s.shape).astype(s.dtype) for n, s in zero.items()})
 
 
-def train(model: Model, data: Window, step: int = 3) -> tuple[float, _Pass]:
+def train(model: Model, data: Window, step: int = 3) -> tuple[float, Pass]:
     """A training pass over a window: the mean loss, and the pass with its gradients."""
     run = model.train_pass(*data.ids.shape, model.config.dropout)
     return fill_and_run(run, data, step), run
 
 
-def fill_and_run(run: _Pass, data: Window, step: int = 3) -> float:
+def fill_and_run(run: Pass, data: Window, step: int = 3) -> float:
     run.ids[:], run.targets[:] = data.ids, data.targets
     run.set_state(data.state)
     run.set_dropout_key(1, step)
     return run.run_gradients()
 
 
-def weight_gradients(run: _Pass) -> dict[str, np.ndarray]:
+def weight_gradients(run: Pass) -> dict[str, np.ndarray]:
     """Copies under our own names, which are the oracle's, too."""
-    assert run.grads is not None
-    return {name: view.copy() for name, view in run.grads.views.items()}
+    return {name: view.copy() for name, view in run.model.grads.views.items()}
 
 
-def state_gradients(run: _Pass) -> State:
+def state_gradients(run: Pass) -> State:
     return {s: np.stack([w[f"d{s}0"] for w in run.window.w]) for s in run.model.cell.states}
 
 
-def masks(run: _Pass) -> list[np.ndarray]:
+def masks(run: Pass) -> list[np.ndarray]:
     """The dropout masks of a pass, read off by sending ones through the links."""
     window, found = run.window, []
     none = np.empty((0, 0, 0), run.model.config.dtype)

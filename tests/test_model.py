@@ -11,7 +11,7 @@ import pytest
 from networks import KINDS, NETWORKS, B, H, T, V, Window
 from support import assert_close, same_bits
 
-from charrnn import model as model_module
+from charrnn import passes
 from charrnn.config import CELLS, ModelConfig
 from charrnn.errors import InputError
 from charrnn.model import Model
@@ -170,7 +170,7 @@ def test_blocks_of_logits_do_not_matter(
         return forward(model, data) | {"all": run.losses.copy()}, networks.weight_gradients(run)
 
     outputs, grads = results()
-    monkeypatch.setattr(model_module, "BLOCK", steps * B * V)
+    monkeypatch.setattr(passes, "BLOCK", steps * B * V)
     assert len(networks.make(cell).train_pass(5, B).blocks) == math.ceil(5 / steps)
     in_blocks, grads_in_blocks = results()
     assert_same_bits(in_blocks, outputs)
@@ -225,11 +225,11 @@ def test_changed_weights_are_seen_by_every_pass() -> None:
     model = networks.make("lstm", **FULL)
     data = networks.window(model)
     long = model.train_pass(6, B)
-    passes = [long, long.of_length(T), long.of_length(5)]
+    runs = [long, long.of_length(T), long.of_length(5)]
     for factor in (1.0, 0.5, 0.25):
         model.params.flat *= factor
         model.changed()
-        for run in passes:
+        for run in runs:
             steps = min(len(run.ids), T)
             run.ids[:steps], run.targets[:steps] = data.ids[:steps], data.targets[:steps]
             run.set_state(data.state)
@@ -237,7 +237,7 @@ def test_changed_weights_are_seen_by_every_pass() -> None:
         fresh = networks.make("lstm", **FULL)
         fresh.params.flat[:] = model.params.flat
         want, _ = fresh.losses(*data)
-        for run in passes:
+        for run in runs:
             assert same_bits(run.losses[:T], want)
 
 

@@ -1,4 +1,4 @@
-"""Gated recurrent unit (Cho et al. 2014) in PyTorch's variant: the reset gate acts after the product.
+"""Gated recurrent unit (Cho et al. 2014), PyTorch's variant: reset acts after the product.
 
     r = sigmoid(x_t Wx_r + h_(t-1) Wh_r + b_r)          reset gate
     z = sigmoid(x_t Wx_z + h_(t-1) Wh_z + b_z)          update gate

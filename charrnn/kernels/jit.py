@@ -16,6 +16,7 @@ damaged or cannot be written costs compile time and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -149,10 +150,8 @@ class _Cache(caching.FunctionCache):
             self._discard()
 
     def _discard(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self.flush()
-        except OSError:
-            pass
 
 
 def kernel(function: F) -> F:
