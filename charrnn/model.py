@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 import zlib
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ class Gradients(NamedTuple):
 
 
 class Model:
-    """A character model and its weights.
+    """A character model and its weights. Not for use by several threads at a time.
 
     Parameters
     ----------
@@ -53,6 +54,7 @@ class Model:
                 "other activations go with --model rnn"
             )
         self.team = Team(threads)
+        weakref.finalize(self, self.team.close)
         self.params = Params(self.shapes(), config.dtype)
         self.version = 0
         self._passes: dict[Any, Pass] = {}

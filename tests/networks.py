@@ -56,8 +56,8 @@ def window(model: Model, T: int = T, B: int = B, seed: int = 2) -> Window:
     """Random characters, targets and initial state."""
     rng = np.random.default_rng(seed)
     ids, targets = rng.integers(model.vocab_size, size=(2, T, B))
-    zero = model.zero_state(B)
-    return Window(ids, targets, {n: rng.normal(size=s.shape).astype(s.dtype) for n, s in zero.items()})
+    state = {n: rng.normal(size=s.shape).astype(s.dtype) for n, s in model.zero_state(B).items()}
+    return Window(ids, targets, state)
 
 
 def train(model: Model, data: Window, step: int = 3) -> tuple[float, Pass]:
@@ -103,5 +103,7 @@ def oracle(
         model.params.views, data.ids, data.targets, states,
         cell=config.model, activation=config.activation, residual=config.residual, masks=masks,
     )  # fmt: skip
-    stacked = [{n: np.stack([s[n] for s in part]) for n in data.state} for part in (finals, dinitials)]
-    return loss, grads, stacked[0], stacked[1]
+    after, before = (
+        {n: np.stack([s[n] for s in layers]) for n in data.state} for layers in (finals, dinitials)
+    )
+    return loss, grads, after, before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import naive
 import networks
@@ -57,9 +56,7 @@ def assert_equals_oracle(model: Model, data: Window, tolerance: float) -> None:
 @each_kind
 @each_network
 @each_dtype
-def test_gradients_equal_the_oracles(
-    cell: str, activation: str, network: str, dtype: str
-) -> None:
+def test_gradients_equal_the_oracles(cell: str, activation: str, network: str, dtype: str) -> None:
     model = networks.make(cell, activation, dtype, **NETWORKS[network])
     assert_equals_oracle(model, networks.window(model), TOLERANCE[dtype])
 

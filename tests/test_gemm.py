@@ -150,7 +150,7 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) ->
 @each_dtype
 def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
     """A column has the same bits in a full panel and in a tail: logits may be cut anywhere."""
-    rng, n = np.random.default_rng(4), 2 * panel(dtype)
+    rng, n = np.random.default_rng(4), 3 * panel(dtype)
     A, W = rng.normal(size=(6, K)).astype(dtype), rng.normal(size=(K, n)).astype(dtype)
 
     def columns(n0: int, n1: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from charrnn import passes
 from charrnn.config import CELLS, ModelConfig
 from charrnn.errors import InputError
 from charrnn.model import Model
+from charrnn.passes import Pass
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_kind = pytest.mark.parametrize(("cell", "activation"), KINDS)
@@ -180,22 +181,23 @@ def test_blocks_of_logits_do_not_matter(
 @each_network
 @each_cell
 def test_a_shorter_window_borrows_the_arrays(cell: str, network: str) -> None:
-    options = NETWORKS[network]
-    model, fresh = (networks.make(cell, dtype="float32", **options) for _ in range(2))
+    """In turn, as at the end of every epoch, both give the bits of a pass of their own."""
+    model = networks.make(cell, dtype="float32", **NETWORKS[network])
     long = model.train_pass(6, B, model.config.dropout)
     short = long.of_length(T)
     assert long.of_length(6) is long and long.of_length(T) is short
-    data, longer = networks.window(model), networks.window(model, T=6, seed=7)
-    want_loss, want = networks.train(fresh, data)
-    want_long_loss, want_long = networks.train(fresh, longer)
-    wants = networks.weight_gradients(want)
-    for _ in range(2):  # in turn, as at the end of every epoch
-        assert networks.fill_and_run(long, longer) == want_long_loss
-        assert_same_bits(networks.weight_gradients(long), networks.weight_gradients(want_long))
-        want_loss = networks.fill_and_run(want, data)
-        assert networks.fill_and_run(short, data) == want_loss
-        assert_same_bits(networks.weight_gradients(short), wants)
-        want_long_loss = networks.fill_and_run(want_long, longer)
+
+    def bits(run: Pass, data: Window) -> dict[str, np.ndarray]:
+        networks.fill_and_run(run, data)
+        grads, states = networks.weight_gradients(run), networks.state_gradients(run)
+        return {"losses": run.losses.copy(), **grads, **states}
+
+    for _ in range(2):
+        for run in (long, short):
+            data = networks.window(model, len(run.ids))
+            fresh = networks.make(cell, dtype="float32", **NETWORKS[network])
+            alone = fresh.train_pass(*data.ids.shape, model.config.dropout)
+            assert_same_bits(bits(run, data), bits(alone, data))
 
 
 @each_cell

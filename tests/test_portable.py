@@ -16,6 +16,10 @@ SETTINGS = {
     "haswell": {"NUMBA_CPU_NAME": "haswell"},
     "generic": {"NUMBA_CPU_NAME": "generic"},
 }
+OPTIONS = (
+    *("-p", "no:cacheprovider"),
+    *("-W", "ignore:overflow encountered in scalar:RuntimeWarning"),  # of the hash, in Python
+)
 FILES = ("test_gemm.py", "test_elementwise.py", "test_update.py", "test_cells.py")
 
 
@@ -28,7 +32,7 @@ def processes(
     for name, settings in SETTINGS.items():
         folder = tmp_path_factory.mktemp(name)
         started[name] = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "portable", "-p", "no:cacheprovider"]
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "portable", *OPTIONS]
             + [str(Path(__file__).parent / file) for file in FILES],
             env=os.environ | settings | {"CHARRNN_CACHE_DIR": str(folder)},
             stdout=subprocess.PIPE,

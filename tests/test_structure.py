@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import charrnn
 import pytest
 from support import run_python
+
+import charrnn
 
 PACKAGE = Path(charrnn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -93,7 +94,7 @@ def test_only_monitor_draws_bars() -> None:
     assert {path.name for path in FILES if "tqdm" in outside(path)} <= {"monitor.py", "cli.py"}
 
 
-# A module of the numerical core -> what of ours it may import. A folder's name stands for all in it.
+# Module -> what of ours it may import. A folder's name stands for all in it.
 CORE = {
     "errors": set(),
     "threads": set(),
