@@ -161,11 +161,14 @@ class LanguageModel:
 
 
 def restore(model: Model, into: Any, source: checkpoint.Checkpoint, prefix: str) -> None:
-    """Fill ``into`` (Params of ``model``) from the tensors whose names begin with ``prefix``."""
+    """Fill ``into`` (Params of ``model``) from a checkpoint.
+
+    ``prefix`` says from which tensors: "" are the weights, "optimizer.m." a moment.
+    """
     tensors = {
         name[len(prefix) :]: array
         for name, array in source.tensors.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and (prefix or not name.startswith(("optimizer.", "state.")))
     }
     dtype = np.dtype(model.config.dtype)
     for name in model.to_torch(into):

@@ -83,11 +83,15 @@ def allowed(meta: Mapping[str, Any]) -> str:
     """The allowed values of an option, in words; empty if any will do."""
     if meta["choices"]:
         return "one of " + ", ".join(meta["choices"])
-    low = [f"at least {meta['min']:g}"] if meta["min"] is not None else []
-    low += [f"above {meta['above']:g}"] if meta["above"] is not None else []
-    high = [f"at most {meta['max']:g}"] if meta["max"] is not None else []
-    high += [f"below {meta['below']:g}"] if meta["below"] is not None else []
-    return " and ".join(low + high)
+    low, high = meta["min"], meta["max"]
+    if low is not None and high is not None:
+        return f"from {_number(low)} to {_number(high)}"
+    words = {"at least": low, "above": meta["above"], "at most": high, "below": meta["below"]}
+    return " and ".join(f"{w} {_number(x)}" for w, x in words.items() if x is not None)
+
+
+def _number(x: float) -> str:
+    return f"{x:,}" if isinstance(x, int) else f"{x:g}"
 
 
 def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
@@ -96,9 +100,7 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
-    wrong = InputError(
-        f"{flag(f.name)} is {value!r}: it must be {_article(kind)} {allowed(f.metadata)}".rstrip()
-    )
+    wrong = InputError(f"{flag(f.name)} is {value!r}: it must be {_kind(kind, f.metadata)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -117,9 +119,11 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     return value
 
 
-def _article(kind: type) -> str:
+def _kind(kind: type, meta: Mapping[str, Any]) -> str:
+    if meta["choices"]:
+        return allowed(meta)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names[kind]
+    return f"{names[kind]} {allowed(meta)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ class ModelConfig(Section):
     )
     residual: bool = option(False, "Add a layer's input to its output where the widths agree.")
     dropout: float = option(
-        0.0,
+        0.2,
         "Share of activations dropped between layers and before the output.",
         min=0,
         below=1,
@@ -169,7 +173,7 @@ class DataConfig(Section):
     test_frac: float = option(0.0, "Share of the text, its end, held out as test.", min=0, below=1)
     val_file: str | None = option(None, "Validate on this file instead of a share of the text.")
     batch_size: int = option(
-        32, "Parallel streams of text (B).", min=1, max=1_000_000, aliases=("batch",)
+        16, "Parallel streams of text (B).", min=1, max=1_000_000, aliases=("batch",)
     )
     seq_length: int = option(
         64,

@@ -28,7 +28,8 @@ class Gradients(NamedTuple):
     loss: float
     """Mean nats per character."""
     weights: Arrays
-    """Gradient of the loss by every weight, under PyTorch's names."""
+    """Gradient of the loss by every weight, under PyTorch's names; of two biases that are summed
+    the first one has it, the second one is zero (GRU: but for its n part)."""
     state: State
     """Gradient by the initial state, (L, B, H)."""
     final_state: State
@@ -143,8 +144,7 @@ class Model:
         self, ids: np.ndarray, targets: np.ndarray, state: State | None = None
     ) -> tuple[np.ndarray, State]:
         """Nats of every target given the characters before it: (T, B), and the state after."""
-        run = self._load("forward", ids, state)
-        run.targets[:] = self._checked(targets)
+        run = self._load("forward", ids, state, targets)
         run.run_forward()
         for block in run.blocks:
             self.team.run(block.losses)
@@ -164,8 +164,7 @@ class Model:
 
         The loss is the mean nats per character over ids, targets (T, B); no dropout.
         """
-        run = self._load("gradient", ids, state)
-        run.targets[:] = self._checked(targets)
+        run = self._load("gradient", ids, state, targets)
         loss = run.run_gradients()
         return Gradients(
             loss,
@@ -174,10 +173,17 @@ class Model:
             run.state(),
         )
 
-    def _load(self, kind: str, ids: np.ndarray, state: State | None) -> Pass:
+    def _load(
+        self, kind: str, ids: np.ndarray, state: State | None, targets: np.ndarray | None = None
+    ) -> Pass:
         ids = self._checked(ids)
         run = self._pass(kind, *ids.shape)
         run.ids[:] = ids
+        if targets is not None:
+            targets = self._checked(targets)
+            if targets.shape != ids.shape:
+                raise InputError(f"targets of shape {targets.shape} for ids of shape {ids.shape}")
+            run.targets[:] = targets
         run.set_state(state)
         return run
 
@@ -222,7 +228,7 @@ class Model:
         return out
 
     def from_torch(self, tensors: Arrays, into: Params | None = None) -> None:
-        """Take weights under PyTorch's names; two biases are summed.
+        """Take weights under PyTorch's names, of any float type; two biases are summed.
 
         Raises
         ------
@@ -237,7 +243,10 @@ class Model:
                 raise InputError(
                     f"tensor {name} has shape {tensors[name].shape}: this model needs {shape}"
                 )
+        for name in tensors.keys() - expected.keys():
+            raise InputError(f"tensor {name} is no part of this model")
         views = into.views
+        tensors = {name: array.astype(into.flat.dtype) for name, array in tensors.items()}
         if "embedding" in views:
             views["embedding"][:] = tensors["embedding.weight"]
         for i in range(self.config.num_layers):

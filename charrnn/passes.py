@@ -160,8 +160,11 @@ class Pass:
 
     def set_state(self, state: State | None) -> None:
         """Put the state (L, B, H) before the window; None is zero."""
+        names = self.model.cell.states
+        if state is not None and set(state) != set(names):
+            raise InputError(f"the state has {sorted(state)}: needed is {sorted(names)}")
         for i, w in enumerate(self.window.w):
-            for name in self.model.cell.states:
+            for name in names:
                 if state is None:
                     w[name][0] = 0
                     continue

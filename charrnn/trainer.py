@@ -391,15 +391,11 @@ def _total_steps(config: Config, steps_per_epoch: int) -> int:
 
 def versions() -> dict[str, str]:
     """What made a checkpoint."""
-    import llvmlite
-    import numba
-
     return {
         "charrnn": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "numba": numba.__version__,
-        "llvmlite": llvmlite.__version__,
+        **jit.versions(),
         "machine": f"{sys.platform} {platform.machine()}",
     }
 

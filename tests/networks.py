@@ -41,9 +41,8 @@ def make(
     **options: Any,
 ) -> Model:  # fmt: skip
     """A model whose every weight is random: no bias is zero."""
-    config = ModelConfig(
-        model=cell, activation=activation, dtype=dtype, **{"hidden_size": H, **options}
-    )
+    options = {"hidden_size": H, "dropout": 0.0, **options}
+    config = ModelConfig(model=cell, activation=activation, dtype=dtype, **options)
     model = Model(config, V, threads)
     rng = np.random.default_rng(1)
     for view in model.params.views.values():

@@ -246,7 +246,6 @@ def test_torch_modules_agree(cell: str, activation: str, embedding: int, dtype: 
 # --- Worked example ----------------------------------------------------------------------------
 
 
-@pytest.mark.portable
 @each_dtype
 def test_textbook_example(dtype: str) -> None:
     """Input I, U = V = I, W = 2I: each step doubles what is remembered."""

@@ -272,7 +272,7 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
         ),
         (
             "train a --hidden_size 0",
-            "--hidden-size is 0: it must be a whole number at least 1 and at most 65536",
+            "--hidden-size is 0: it must be a whole number from 1 to 65,536",
         ),
         ("train a --epochs 1.5", "--epochs is '1.5': it must be a whole number at least 1"),
         ("train a --lr nan", "--learning-rate is nan: it must be a number above 0"),
@@ -438,7 +438,7 @@ def test_version():
 
 def test_help_shows_defaults_and_ranges_from_the_config():
     text = " ".join(run("train", "--help").stdout.split())
-    assert "Units per layer (H). [default: 256; at least 1 and at most 65536]" in text
+    assert "Units per layer (H). [default: 256; from 1 to 65,536]" in text
     assert "[default: 16, or no limit with --max-steps; at least 1]" in text
     assert "Model options: --model" in text
 
@@ -512,7 +512,7 @@ def test_a_real_process_refuses_in_one_line():
     result = python("-m", "charrnn", "train", "--hidden-size", "ten", "a.txt")
     assert result.returncode == 2
     assert result.stderr.decode().strip() == (
-        "Error: --hidden-size is 'ten': it must be a whole number at least 1 and at most 65536"
+        "Error: --hidden-size is 'ten': it must be a whole number from 1 to 65,536"
     )
 
 

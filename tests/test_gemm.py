@@ -27,8 +27,9 @@ from charrnn.kernels.gemm import (
 from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.softmax import back_project, column_sums, project
 
-DTYPES = ("float32", "float64")
-each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_dtype = pytest.mark.parametrize(
+    "dtype", (pytest.param("float32", marks=pytest.mark.portable), "float64")
+)
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NumPy's product makes no promise about bits"
 )
@@ -61,7 +62,6 @@ def old(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, keep: bool
 # --- Packing -----------------------------------------------------------------------------------
 
 
-@pytest.mark.portable
 @each_dtype
 def test_pack(dtype: str, guarded: Guards) -> None:
     rng, width = np.random.default_rng(0), panel(dtype)
@@ -76,7 +76,6 @@ def test_pack(dtype: str, guarded: Guards) -> None:
             assert not unpacked[:, n:].any()
 
 
-@pytest.mark.portable
 @each_dtype
 def test_pack_t(dtype: str, guarded: Guards) -> None:
     rng = np.random.default_rng(0)
@@ -93,7 +92,7 @@ def test_pack_t(dtype: str, guarded: Guards) -> None:
 # --- gemm --------------------------------------------------------------------------------------
 
 
-@pytest.mark.portable
+@pytest.mark.portable  # float64's panels are the narrowest
 @each_dtype
 @accumulating
 def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
@@ -127,7 +126,6 @@ def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
     assert (abs(C - exact) <= bound).all()
 
 
-@pytest.mark.portable
 @compiled_only
 @each_dtype
 @accumulating
@@ -145,7 +143,6 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) ->
     assert all(same_bits(C, results[0]) for C in results)
 
 
-@pytest.mark.portable
 @compiled_only
 @each_dtype
 def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
@@ -164,7 +161,6 @@ def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
         assert same_bits(columns(n0, n1), whole[:, n0:n1])
 
 
-@pytest.mark.portable
 @each_dtype
 def test_project_and_back(dtype: str, guarded: Guards) -> None:
     """The three-dimensional `gemm`, on shares of the batch."""
@@ -199,7 +195,6 @@ def weight_case(
     return A, D, guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
 
 
-@pytest.mark.portable
 @each_dtype
 @accumulating
 def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
@@ -222,6 +217,7 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
             assert equal(C, want), (rows, k, n, shift)
 
 
+@compiled_only
 @each_dtype
 def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     """Several depths of scratch; and the bits do not depend on how columns are shared out."""
@@ -239,7 +235,6 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     assert relative_error(results[0], exact) < 100 * np.finfo(dtype).eps
 
 
-@pytest.mark.portable
 @each_dtype
 @accumulating
 def test_column_sums(dtype: str, accumulate: bool, guarded: Guards) -> None:

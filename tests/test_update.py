@@ -13,13 +13,14 @@ from charrnn.config import OPTIMIZERS, TrainConfig
 from charrnn.kernels import update
 from charrnn.optim import RULES
 
-pytestmark = pytest.mark.portable
 N, STEPS = 103, 10
 RATES = naive.Rates(
     learning_rate=0.03, momentum=0.8, beta1=0.85, beta2=0.97, epsilon=1e-5, weight_decay=0.2
 )
 each_rule = pytest.mark.parametrize("name", OPTIMIZERS)
-each_dtype = pytest.mark.parametrize("dtype", ("float32", "float64"))
+each_dtype = pytest.mark.parametrize(
+    "dtype", (pytest.param("float32", marks=pytest.mark.portable), "float64")
+)
 
 
 def run(

@@ -20,6 +20,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -42,6 +43,11 @@ STALE_DAYS = 30
 
 compiled = 0
 """Signatures that this process has compiled rather than loaded."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the compiler."""
+    return {"numba": numba.__version__, "llvmlite": llvmlite.__version__}
 
 
 def cache_root() -> Path:
@@ -92,7 +98,8 @@ def _cache_folder() -> Path | None:
 def _prune(root: Path, keep: Path) -> None:
     """Remove the caches of other versions that nobody has used for a month."""
     for other in root.iterdir():
-        if other != keep and time.time() - other.stat().st_mtime > STALE_DAYS * 86400:
+        ours = re.fullmatch(r"[0-9a-f]{20}", other.name) and other != keep
+        if ours and time.time() - other.stat().st_mtime > STALE_DAYS * 86400:
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -1,0 +1,877 @@
+"""The training loop: exact resuming, every way to end, and what a run's folder holds.
+
+The usual run here has 22 windows to an epoch, the last of one character, and 44 steps.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from charrnn import api, checkpoint, evaluate, runlog, trainer
+from charrnn.config import Config
+from charrnn.errors import InputError
+from charrnn.schedules import learning_rate
+from charrnn.trainer import Event, Run
+
+BOOK = (Path(__file__).parent.parent / "data" / "timemachine.txt").read_text(encoding="utf-8")
+TEXT = BOOK[:1500]
+SMALL: dict[str, Any] = dict(hidden_size=16, batch_size=4, seq_length=16, epochs=2)
+SMALL |= dict(dropout=0.0, threads=1)
+EVERY = dict(log_every=5, eval_every=7, checkpoint_every=6, sample_every=11)
+
+
+def begin(
+    folder: Path, text: str = TEXT, *, files: Iterable[Path | str] = (),
+    init_from: Path | None = None, on_unknown: str = "add", **options: Any,
+) -> Run:  # fmt: skip
+    """A new run in ``folder``; its text lies beside it unless there are ``files``."""
+    if not files:
+        files = [folder.parent / "text.txt"]
+        folder.parent.joinpath("text.txt").write_text(text, encoding="utf-8")
+    parent = str(init_from) if init_from else None
+    config = Config.from_options(SMALL | options)
+    return trainer.start([str(f) for f in files], config, str(folder), parent, on_unknown)
+
+
+def go(run: Run, until: int | None = None) -> list[Event]:
+    """The events of a run, which is interrupted in step ``until``."""
+    events = []
+    for event in run.events():
+        events.append(event)
+        if event["event"] == "step" and event["step"] == until:
+            run.interrupt()
+    return events
+
+
+def resume(folder: Path, files: Iterable[Path] = (), **changes: Any) -> Run:
+    return trainer.resume(str(folder), [str(f) for f in files], changes)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, but for the metrics' length: it depends on the digits of times."""
+    loaded = checkpoint.load(path)
+    tensors = {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in loaded.tensors.items()}
+    return tensors | {k: v for k, v in loaded.metadata.items() if k != "metrics_length"}
+
+
+def tensors(folder: Path, name: str = "last") -> dict[str, bytes]:
+    loaded = checkpoint.load(folder / f"{name}.safetensors").tensors
+    return {name: array.tobytes() for name, array in loaded.items()}
+
+
+def metrics(folder: Path) -> list[Event]:
+    """The log without what depends on the clock."""
+    events = list(runlog.read(folder / "metrics.jsonl"))
+    return [{k: v for k, v in event.items() if k != "time"} for event in events]
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """All that a run leaves."""
+    files = {path.name: content(path) for path in sorted(folder.glob("*.safetensors"))}
+    return files | {"metrics": metrics(folder)}
+
+
+def end(events: list[Event], reason: str = "finished") -> Event:
+    """The last event, which says why the run ended; it is the only one of its kind."""
+    assert [e["reason"] for e in events if e["event"] == "end"] == [reason]
+    return events[-1]
+
+
+def kinds(events: list[Event]) -> list[tuple[str, int]]:
+    return [(event["event"], event["step"]) for event in events]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Nobody pulls the plug here: no waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    end(go(begin(folder, **EVERY)))
+    return folder
+
+
+# --- going on, bit for bit -----------------------------------------------------------------------
+
+POINTS = {
+    "at a checkpoint": 6,
+    "within a log interval": 8,
+    "within an epoch": 15,
+    "before an epoch's shorter window": 21,
+    "at an epoch's end": 22,
+    "after an epoch's first window": 23,
+    "before the last step": 43,
+}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sgd": dict(optimizer="sgd", grad_clip_value=0.01),
+    "momentum": dict(optimizer="momentum", lr_schedule="linear"),
+    "adagrad": dict(optimizer="adagrad", lr_schedule="constant"),
+    "rmsprop": dict(optimizer="rmsprop", lr_schedule="step", lr_decay_after=1, lr_decay=0.5),
+    "adam": dict(optimizer="adam", warmup_steps=4),
+    "dropout": dict(dropout=0.3, num_layers=2),
+    "embedding": dict(embedding_size=16, residual=True, num_layers=2, grad_clip=0.05),
+    "unknown symbol": dict(min_count=20),
+    "no validation": dict(val_frac=0.0),
+    "test part": dict(test_frac=0.1, text=BOOK[:1688]),  # leaves as much to train on
+    "kept": dict(keep=3),
+    "gru": dict(model="gru"),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_interrupted_and_resumed_is_never_stopped(point: str, whole: Path, tmp_path: Path) -> None:
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    end(go(begin(folder, files=[text], **EVERY), POINTS[point]), "interrupted")
+    last = checkpoint.load(folder / "last.safetensors").metadata["progress"]
+    assert (last["step"], last["finished"]) == (POINTS[point], None)
+    end(go(resume(folder)))
+    assert outcome(folder) == outcome(whole)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interrupted_everywhere_and_resumed(variant: str, tmp_path: Path) -> None:
+    options = EVERY | VARIANTS[variant]
+    one, many = tmp_path / "one", tmp_path / "many"
+    end(go(begin(one, **options)))
+    run = begin(many, **options)
+    for step in POINTS.values():
+        end(go(run, step), "interrupted")
+        run = resume(many)
+    end(go(run))
+    assert outcome(many) == outcome(one)
+
+
+def test_any_number_of_threads_on_either_side_of_a_resume(whole: Path, tmp_path: Path) -> None:
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    run = begin(folder, files=[text], **EVERY | dict(threads=2))
+    for step, threads in ((9, 1), (17, 3), (30, 7)):
+        end(go(run, step), "interrupted")
+        run = resume(folder, threads=threads)
+    end(go(run))
+    assert tensors(folder) == tensors(whole)
+    assert tensors(folder, "best") == tensors(whole, "best")
+    assert metrics(folder) == metrics(whole)
+
+
+def test_killed_at_any_instant(whole: Path, tmp_path: Path) -> None:
+    """Each copy of the folder is what a kill at that instant leaves behind."""
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    copies = []
+    for i, event in enumerate(begin(folder, files=[text], **EVERY).events()):
+        if event["event"] != "step" or event["step"] in (1, 20, 44):
+            copies.append(shutil.copytree(folder, tmp_path / f"copy-{i}"))
+    for i, copy in enumerate(copies[:-1]):
+        if i % 2:
+            with open(copy / "metrics.jsonl", "ab") as file:
+                file.write(b'{"event":"train","st')  # killed while writing
+            (copy / ".last.safetensors.1.charrnn-tmp").write_bytes(b"half")
+        end(go(resume(copy)))
+        assert outcome(copy) == outcome(whole)
+        assert {p.name for p in copy.iterdir()} == {p.name for p in whole.iterdir()}
+    assert len(copies) > 25
+    with pytest.raises(InputError, match="has ended after 44 steps"):
+        resume(copies[-1])
+
+
+def test_killed_between_the_last_checkpoint_and_the_last_line(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "run")
+    lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_bytes(b"".join(lines[:-1]))
+    events = go(resume(copy))
+    assert [e["event"] for e in events] == ["start", "end"]
+    assert outcome(copy) == outcome(whole)
+
+
+def test_metrics_that_are_cut_or_gone_are_noted_and_cost_no_weights(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    go(begin(folder, files=[text], **EVERY), 30)
+    for damage in (lambda p: p.write_bytes(p.read_bytes()[:300]), Path.unlink):
+        copy = shutil.copytree(folder, tmp_path / f"copy-{len(list(tmp_path.iterdir()))}")
+        damage(copy / "metrics.jsonl")
+        events = go(resume(copy))
+        assert any(e["event"] == "note" and "are lost" in e["text"] for e in events)
+        assert tensors(copy) == tensors(whole)
+
+
+def test_a_run_without_a_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    events = begin(folder, files=[text], **EVERY).events()
+    for event in events:
+        if event["event"] == "step" and event["step"] == 5:
+            break
+    events.close()
+    assert not (folder / "last.safetensors").exists()
+    found = go(resume(folder))
+    assert ("step", 1) in kinds(found)
+    assert outcome(folder) == outcome(whole)
+
+
+def test_the_same_run_again_is_the_same(whole: Path, tmp_path: Path) -> None:
+    text = whole.parent / "text.txt"
+    go(begin(tmp_path / "again", files=[text], **EVERY))
+    assert outcome(tmp_path / "again") == outcome(whole)
+    go(begin(tmp_path / "seed", files=[text], **EVERY | dict(seed=2)))
+    assert tensors(tmp_path / "seed") != tensors(whole)
+
+
+def test_watching_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    nothing = dict(log_every=0, eval_every=0, checkpoint_every=0, sample_every=0)
+    events = go(begin(folder, files=[whole.parent / "text.txt"], **nothing))
+    assert tensors(folder) == tensors(whole)
+    shown = [e["event"] for e in events if e["event"] not in ("step", "train")]
+    assert shown == ["start", "validation", "checkpoint", "end"]
+    assert {e["step"] for e in events if e["event"] in ("train", "validation")} <= {44}
+
+
+def test_what_is_not_finished_may_change_its_intervals(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    go(begin(folder, files=[whole.parent / "text.txt"], **EVERY), 8)
+    go(resume(folder, eval_every=4, sample_every=0, checkpoint_every=10, keep=2, patience=99))
+    assert tensors(folder) == tensors(whole)
+    found = kinds(metrics(folder))
+    assert [s for kind, s in found if kind == "validation"] == [7, *range(12, 45, 4)]
+    assert not [s for kind, s in found if kind == "sample"]
+    assert {p.stem for p in folder.glob("step-*")} == {"step-30", "step-40"}
+
+
+# --- the arithmetic of a step --------------------------------------------------------------------
+
+
+def test_every_step_is_clip_decay_update_on_the_next_window(tmp_path: Path) -> None:
+    """Each kept state follows from the one before by the public gradients."""
+    folder = tmp_path / "run"
+    rules = dict(optimizer="sgd", learning_rate=0.5, weight_decay=0.1, warmup_steps=3)
+    options = rules | dict(grad_clip=0.3, keep=100, checkpoint_every=1, log_every=1)
+    run = begin(folder, **options)
+    go(run)
+    logged = {e["step"]: e for e in metrics(folder) if e["event"] == "train"}
+    config, scales = run.config.train, []
+    for step in range(1, 44):
+        before = api.load(folder / f"step-{step}.safetensors", threads=1)
+        after = api.load(folder / f"step-{step + 1}.safetensors", threads=1)
+        epoch, index = divmod(step, 22)
+        state = checkpoint.load(before.path).tensors
+        names = before.model.cell.states
+        carried = None if index == 0 else {name: state[f"state.{name}"] for name in names}
+        ids, targets = run.streams.window(index)
+        g = before.gradients(ids, targets, carried)
+
+        # Of PyTorch's two biases ours is the first.
+        gradients = {n: a for n, a in g.weights.items() if "bias_hh" not in n}
+        norm = math.sqrt(sum(np.square(a, dtype=float).sum() for a in gradients.values()))
+        rate = learning_rate(config, step, 44, 22)
+        e = logged[step + 1]
+        assert e["nats_per_char"] == pytest.approx(g.loss, rel=1e-6)
+        assert e["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert e["learning_rate"] == rate
+        assert (e["epoch"], e["clipped"]) == ((step + 1) / 22, float(norm > 0.3))
+        scale = min(1.0, 0.3 / norm)
+        scales.append(scale)
+        olds, news = (m.model.to_torch(m.model.params) for m in (before, after))
+        for name, old in olds.items():
+            decay = 0.1 * old if old.ndim > 1 else 0.0
+            expected = old - rate * (scale * gradients.get(name, 0) + decay)
+            assert np.abs(news[name] - expected).max() < 1e-6, name
+        final = checkpoint.load(after.path).tensors
+        for name in names:
+            assert np.abs(final[f"state.{name}"] - g.final_state[name]).max() < 1e-6
+    assert min(scales) < 1 and max(scales) == 1.0  # some are clipped, some are not
+
+
+def test_events_and_their_numbers(whole: Path, tmp_path: Path) -> None:
+    events = go(begin(tmp_path / "run", files=[whole.parent / "text.txt"], **EVERY))
+    steps = [e for e in events if e["event"] == "step"]
+    start = next(e for e in events if e["event"] == "start")
+    assert {
+        k: start[k] for k in ("total_steps", "steps_per_epoch", "train_chars", "val_chars")
+    } == {
+        "total_steps": 44,
+        "steps_per_epoch": 22,
+        "train_chars": 1350,
+        "val_chars": 150,
+    }
+    V, H = start["vocab_size"], 16
+    assert start["parameters"] == 4 * H * (V + H + 1) + V * (H + 1)
+    assert [e["step"] for e in steps] == list(range(1, 45))
+    chars = [0, *(e["chars"] for e in steps)]
+    assert [b - a for a, b in itertools.pairwise(chars)] == ([64] * 21 + [4]) * 2
+    assert steps[0]["nats_per_char"] == pytest.approx(math.log(V), abs=0.15)
+    for e in (e for e in events if e["event"] == "train"):
+        mean = np.mean(
+            [s["nats_per_char"] for s in steps if e["step"] - 5 < s["step"] <= e["step"]]
+        )
+        if e["step"] < 44:
+            assert e["nats_per_char"] == pytest.approx(mean)
+    assert [e["step"] for e in events if e["event"] == "train"] == [*range(5, 41, 5), 44]
+    assert [e["step"] for e in events if e["event"] == "validation"] == [*range(7, 43, 7), 44]
+    assert [e["step"] for e in events if e["event"] == "checkpoint"] == [*range(6, 43, 6), 44]
+    samples = [e for e in events if e["event"] == "sample"]
+    assert [e["step"] for e in samples] == [11, 22, 33, 44]
+    assert all(len(e["text"]) == 200 and set(e["text"]) <= set(TEXT) for e in samples)
+    logged = [e for e in events if e["event"] not in ("step", "note", "checkpoint")]
+    assert [{k: v for k, v in e.items() if k != "time"} for e in logged] == metrics(whole)
+
+
+def test_max_steps_and_epochs_whichever_comes_first(tmp_path: Path) -> None:
+    for i, (options, steps) in enumerate(
+        [
+            (dict(epochs=2, max_steps=50), 44),
+            (dict(epochs=2, max_steps=5), 5),
+            (dict(epochs=None, max_steps=400), 400),
+            (dict(epochs=None), 352),
+        ]
+    ):
+        assert begin(tmp_path / str(i), **options).total_steps == steps
+
+
+def test_no_steps_at_all_still_leave_a_model(tmp_path: Path) -> None:
+    """The end of training always writes ``last`` and evaluates."""
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, max_steps=0)))
+    lm = api.load(folder)
+    V = lm.vocabulary.size
+    assert event["val_nats_per_char"] == pytest.approx(math.log(V), abs=0.2)
+
+
+# --- refusing to go on ---------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_refused_and_untouched(whole: Path) -> None:
+    before = {p: p.read_bytes() for p in whole.iterdir()}
+    for changes in ({}, {"threads": 2}, {"epochs": 2}, {"max_steps": 44}, {"eval_every": 1}):
+        with pytest.raises(InputError, match="has ended after 44 steps: to train on, give more"):
+            resume(whole, **changes)
+    with pytest.raises(InputError, match="at step 44 already, .*22 .*asked for"):
+        resume(whole, epochs=1)
+    assert {p: p.read_bytes() for p in whole.iterdir()} == before
+
+
+def test_a_finished_run_goes_on_with_more_epochs(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "run")
+    events = go(resume(copy, epochs=3))
+    assert next(e for e in events if e["event"] == "start")["step"] == 44
+    assert end(events)["step"] == 66
+    ends = [e for e in metrics(copy) if e["event"] == "end"]
+    assert [e["step"] for e in ends] == [66]  # the first end is no end any more
+    assert metrics(copy)[: len(metrics(whole)) - 1] == metrics(whole)[:-1]
+    assert checkpoint.load(copy / "last.safetensors").metadata["config"]["train"]["epochs"] == 3
+    with pytest.raises(InputError, match="has ended after 66 steps"):
+        resume(copy)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_size": 17},
+        {"optimizer": "sgd"},
+        {"learning_rate": 0.5},
+        {"dropout": 0.1},
+        {"batch_size": 5},
+        {"seed": 2},
+        {"val_frac": 0.2},
+        {"dtype": "float64"},
+        {"encoding": "latin-1"},
+        {"level": "byte"},
+    ],
+)
+def test_what_may_not_change_is_refused_by_name(
+    changes: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    go(begin(folder, files=[whole.parent / "text.txt"]), 3)
+    ((name, _),) = changes.items()
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InputError, match=f"^{flag} cannot change when a run is resumed: it is"):
+        resume(folder, **changes)
+    same = resume(folder).config.options()[name]
+    assert resume(folder, **{name: same}).progress.step == 3  # saying it again is no change
+
+
+def test_the_text_must_be_the_run_s(tmp_path: Path) -> None:
+    folder, text, moved = tmp_path / "run", tmp_path / "text.txt", tmp_path / "moved.txt"
+    go(begin(folder), 3)
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.replace("Time", "Tame"), encoding="utf-8")
+    with pytest.raises(InputError, match="the given text is not the one that .*run was trained on"):
+        resume(folder, [other])
+    assert resume(folder, [text]).progress.step == 3
+    text.rename(moved)
+    with pytest.raises(InputError, match="text.txt' does not exist"):
+        resume(folder)
+    assert resume(folder, [moved]).progress.step == 3
+    text.write_text(TEXT + "!", encoding="utf-8")
+    with pytest.raises(InputError, match="the text in .*text.txt is not the one that"):
+        resume(folder)
+    assert resume(folder, [moved]).progress.step == 3
+
+
+def test_no_run_or_a_damaged_one(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing holds no run"):
+        trainer.resume("nothing")
+    with pytest.raises(InputError, match="holds no run"):
+        resume(tmp_path)
+    for name in ("last.safetensors", "config.json"):
+        copy = shutil.copytree(whole, tmp_path / name)
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[: len(data) // 2])
+        with pytest.raises(InputError, match=name):
+            resume(copy, epochs=3)
+    copy = shutil.copytree(whole, tmp_path / "empty object")
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="config.json is damaged"):
+        resume(copy, epochs=3)
+
+
+def test_latest_is_the_newest_below_runs(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="there are no runs below runs"):
+        trainer.resume("latest")
+    for name in ("a", "z", "b"):
+        go(begin(Path("runs") / name, files=[whole.parent / "text.txt"]), 3)
+    assert trainer.resume("latest").folder == Path("runs/b")
+
+
+def test_a_folder_with_a_run_is_refused(whole: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in whole.iterdir()}
+    with pytest.raises(InputError, match="already holds a run: continue it with --resume"):
+        begin(whole, files=[whole.parent / "text.txt"])
+    assert {p: p.read_bytes() for p in whole.iterdir()} == before
+    run = begin(tmp_path, files=[whole.parent / "text.txt"])  # an empty folder will do
+    assert run.folder == tmp_path
+
+
+# --- the folder ----------------------------------------------------------------------------------
+
+
+def test_config_json_says_what_the_run_is(whole: Path) -> None:
+    facts = json.loads((whole / "config.json").read_text(encoding="utf-8"))
+    assert (
+        Config.from_json(facts["config"]).options() == Config.from_options(SMALL | EVERY).options()
+    )
+    assert facts["vocabulary"]["symbols"] == sorted(set(TEXT))
+    corpus = facts["corpus"]
+    assert corpus["sources"] == [str((whole.parent / "text.txt").resolve())]
+    assert (corpus["chars"], corpus["name"], len(corpus["fingerprint"])) == (1500, "text", 64)
+    assert {"charrnn", "numba", "numpy", "python", "machine"} <= set(facts["versions"])
+
+
+def test_a_run_s_default_folder_is_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my book.txt").write_text(TEXT, encoding="utf-8")
+    found = [
+        trainer.start(["my book.txt"], Config.from_options(SMALL)).folder.as_posix()
+        for _ in range(3)
+    ]
+    assert found == ["runs/my-book", "runs/my-book-2", "runs/my-book-3"]
+
+
+def test_keep_keeps_the_latest(tmp_path: Path) -> None:
+    go(begin(tmp_path / "run", keep=2, checkpoint_every=10))
+    assert {p.name for p in (tmp_path / "run").glob("*.safetensors")} == {
+        "best.safetensors",
+        "last.safetensors",
+        "step-30.safetensors",
+        "step-40.safetensors",
+    }
+    step = checkpoint.load(tmp_path / "run" / "step-30.safetensors").metadata["progress"]["step"]
+    assert step == 30
+
+
+def test_wrong_input_leaves_nothing(tmp_path: Path) -> None:
+    folder, text = tmp_path / "run", tmp_path / "text.txt"
+    for message, options in {
+        "does not exist": dict(files=[tmp_path / "none.txt"]),
+        "activation sigmoid with --model lstm": dict(activation="sigmoid"),
+        "must be below 1": dict(val_frac=0.5, test_frac=0.5),
+        "min-count is 5000": dict(min_count=5000),
+        "init-from|no run|does not exist": dict(init_from=tmp_path / "none"),
+        "none.txt' does not exist": dict(val_file=str(tmp_path / "none.txt")),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            begin(folder, **options)
+        assert set(tmp_path.iterdir()) <= {text}
+
+
+# --- how a run ends ------------------------------------------------------------------------------
+
+
+def worsening(folder: Path, **options: Any) -> Run:
+    """A run whose validation text has nothing to do with its text: its first loss is the best."""
+    other = folder.parent / "other.txt"
+    other.write_text("cd" * 50)
+    options = {"eval_every": 3, "epochs": 50, "learning_rate": 0.01, **options}
+    return begin(folder, "ab" * 300, val_file=str(other), log_every=1, **options)
+
+
+def test_patience_stops_early_and_keeps_the_best(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = worsening(folder, patience=4)
+    event = end(go(run), "patience")
+    validations = [e for e in metrics(folder) if e["event"] == "validation"]
+    losses = [e["val_nats_per_char"] for e in validations]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 4 and event["step"] == 3 * len(losses) < run.total_steps
+    assert [e["best"] for e in validations] == [
+        x == min(losses[: i + 1]) for i, x in enumerate(losses)
+    ]
+    assert event["best_val_nats_per_char"] == losses[best]
+    assert event["best_step"] == validations[best]["step"]
+    assert (
+        checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] == event["step"]
+    )
+
+
+def test_a_run_out_of_patience_goes_on_only_with_more_of_it(tmp_path: Path) -> None:
+    go(worsening(tmp_path / "run", patience=2))
+    ended = len(metrics(tmp_path / "run"))
+    for changes in ({}, {"epochs": 99}):
+        with pytest.raises(InputError, match="has ended after .*--patience"):
+            resume(tmp_path / "run", **changes)
+    assert len(metrics(tmp_path / "run")) == ended
+    go(resume(tmp_path / "run", patience=4))
+    go(worsening(tmp_path / "at once", patience=4))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "at once")
+
+
+def test_patience_is_counted_across_a_resume(tmp_path: Path) -> None:
+    go(worsening(tmp_path / "one", patience=3))
+    go(worsening(tmp_path / "two", patience=3), 7)
+    go(resume(tmp_path / "two"))
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+def test_interrupted_in_the_last_step_is_finished(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    end(go(begin(folder, files=[whole.parent / "text.txt"], **EVERY), 44))
+    assert outcome(folder) == outcome(whole)
+
+
+def test_best_is_what_evaluating_it_gives(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, test_frac=0.1, eval_every=4, learning_rate=0.1)))
+    lm = api.load(folder)
+    assert lm.path == folder / "best.safetensors"
+    assert lm.metadata["progress"]["step"] == event["best_step"]
+    val, test = TEXT[1200:1350], TEXT[1350:]
+    assert lm.evaluate(val)["nats_per_char"] == event["best_val_nats_per_char"]
+    assert lm.evaluate(test)["nats_per_char"] == event["test_nats_per_char"]
+    losses = [e["val_nats_per_char"] for e in metrics(folder) if e["event"] == "validation"]
+    assert min(losses) == event["best_val_nats_per_char"]
+    last = api.load(folder / "last.safetensors")
+    assert last.evaluate(val)["nats_per_char"] == event["val_nats_per_char"] == losses[-1]
+
+
+def test_a_file_to_validate_on(tmp_path: Path) -> None:
+    folder, val = tmp_path / "run", tmp_path / "val.txt"
+    val.write_text("Æ" + BOOK[2000:2200], encoding="utf-8")
+    run = begin(folder, val_file=str(val))
+    assert len(run.text.train) == 1500
+    assert run.text.vocabulary.symbols == tuple(sorted({*TEXT, *val.read_text(encoding="utf-8")}))
+    event = end(go(run))
+    found = api.load(folder).evaluate(val.read_text(encoding="utf-8"))
+    assert found["chars"] == 200
+    assert found["nats_per_char"] == event["best_val_nats_per_char"]
+
+
+def test_the_file_to_validate_on_must_not_change(tmp_path: Path) -> None:
+    folder, val = tmp_path / "run", tmp_path / "val.txt"
+    val.write_text(BOOK[2000:2200], encoding="utf-8")
+    go(begin(folder, val_file=str(val)), 5)
+    val.write_text(BOOK[3000:3200], encoding="utf-8")
+    with pytest.raises(InputError, match="val-file|val.txt"):
+        resume(folder)
+
+
+def test_the_file_to_validate_on_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    (tmp_path / "val.txt").write_text(BOOK[2000:2200], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    go(begin(folder, val_file="val.txt"), 5)
+    monkeypatch.chdir("/")
+    assert resume(folder).progress.step == 5
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(optimizer="sgd", learning_rate=1e6),
+        dict(optimizer="sgd", learning_rate=1e38, grad_clip=0.0),
+        dict(model="rnn", activation="identity", learning_rate=3.0, grad_clip=0.0),
+    ],
+)
+def test_divergence_keeps_the_last_good_checkpoint(options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = begin(folder, checkpoint_every=1, log_every=1, seq_length=64, **options)
+    event = end(go(run), "diverged")
+    last = folder / "last.safetensors"
+    for part in ("no longer finite", f"at step {event['step'] + 1}", f"{last} is kept",
+                 "--learning-rate", "--grad-clip"):  # fmt: skip
+        assert part in event["message"]
+    kept = checkpoint.load(last)
+    assert kept.metadata["progress"]["step"] == event["step"]
+    assert all(np.isfinite(a).all() for a in kept.tensors.values())
+    assert metrics(folder)[-1]["reason"] == "diverged"
+    before = outcome(folder)
+    end(go(resume(folder)), "diverged")
+    assert outcome(folder) == before
+
+
+def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
+    event = end(go(begin(tmp_path / "run", optimizer="sgd", learning_rate=1e6)), "diverged")
+    assert "there is no checkpoint yet" in event["message"]
+
+
+def test_moments_that_overflow_are_divergence_too(tmp_path: Path) -> None:
+    """Their squares overflow long before the weights do."""
+    folder = tmp_path / "run"
+    run = begin(
+        folder, model="rnn", activation="identity", optimizer="adagrad", learning_rate=1.0,
+        grad_clip=0.0, seq_length=64, checkpoint_every=1,
+    )  # fmt: skip
+    end(go(run), "diverged")
+    assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] > 0
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 10, 19, 20, 21, 64, 65, 66, 130])
+def test_tiny_texts(size: int, tmp_path: Path) -> None:
+    """With the usual batch size and window."""
+    folder = tmp_path / "run"
+    run = begin(folder, TEXT[100 : 100 + size], batch_size=32, seq_length=64, epochs=3)
+    events = go(run)
+    assert math.isfinite(end(events)["nats_per_char"])
+    notes = " ".join(e["text"] for e in events if e["event"] == "note")
+    assert "batch size 32 -> 1" in notes
+    assert ("too short for a validation part" in notes) == (size < 15) == (not len(run.text.val))
+    assert (folder / "best.safetensors").exists() == (len(run.text.val) > 0)
+    assert len(api.load(folder).sample(length=5, seed=1)[0]) == 5
+
+
+@pytest.mark.parametrize("text, message", [("a", "at least 2 are needed"), ("", "is empty")])
+def test_a_text_without_anything_to_predict(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        begin(tmp_path / "run", text)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_of_one_symbol(tmp_path: Path) -> None:
+    event = end(go(begin(tmp_path / "run", "a" * 500)))
+    assert event["val_nats_per_char"] == 0
+    assert api.load(tmp_path / "run").sample(length=3, seed=1) == ["aaa"]
+
+
+def test_rare_characters_are_one_unknown_symbol(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", min_count=20)
+    common = sorted(c for c in set(TEXT) if TEXT.count(c) >= 20)
+    assert run.text.vocabulary.symbols == (*common, "\ufffd")
+    go(run)
+    text = api.load(tmp_path / "run").sample(length=500, temperature=5, seed=1)[0]
+    assert set(text) <= set(common)
+
+
+def test_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    data = ("naïve → 漢字\r\n" * 40).encode()
+    file.write_bytes(data)
+    run = begin(tmp_path / "run", files=[file], level="byte")
+    assert run.text.vocabulary.symbols == tuple(sorted(set(data)))
+    assert len(run.text.train) + len(run.text.val) == len(data)
+    go(run, 9)
+    end(go(resume(tmp_path / "run")))
+    assert isinstance(api.load(tmp_path / "run").sample("→", length=20, seed=1)[0], str)
+
+
+def pipe(text: str, monkeypatch: pytest.MonkeyPatch, encoding: str = "utf-8") -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode(encoding))))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "latin-1"])
+def test_a_text_from_a_pipe_can_be_resumed(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, folder = TEXT + "äöü", tmp_path / "run"
+    pipe(text.replace("\n", "\r\n"), monkeypatch, encoding)
+    run = begin(folder, files=["-"], encoding=encoding, **EVERY)
+    assert (folder / "text.txt").read_text(encoding="utf-8") == text
+    go(run, 9)
+    monkeypatch.setattr(sys, "stdin", None)
+    end(go(resume(folder)))
+    (tmp_path / "text.txt").write_text(text, encoding=encoding)
+    go(begin(tmp_path / "file", files=[tmp_path / "text.txt"], encoding=encoding, **EVERY))
+    assert tensors(folder) == tensors(tmp_path / "file")
+    assert metrics(folder) == metrics(tmp_path / "file")
+
+
+def test_a_pipe_s_run_takes_the_same_text_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXT + "äöü"
+    pipe(text, monkeypatch, "latin-1")
+    go(begin(tmp_path / "run", files=["-"], encoding="latin-1"), 9)
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="latin-1")
+    assert resume(tmp_path / "run", [file]).progress.step == 9
+
+
+def test_a_pipe_s_run_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe(TEXT, monkeypatch)
+    go(begin(tmp_path / "run", files=["-"]), 9)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert resume(tmp_path / "moved").progress.step == 9
+
+
+def test_folders_and_packed_files(tmp_path: Path) -> None:
+    folder = tmp_path / "book"
+    folder.mkdir()
+    (folder / "2.txt").write_text(TEXT[700:], encoding="utf-8")
+    (folder / "1.txt").write_text(TEXT[:700], encoding="utf-8")
+    (folder / "notes.md").write_text("no part of it")
+    with gzip.open(tmp_path / "end.gz", "wt", encoding="utf-8") as file:
+        file.write("THE END")
+    run = begin(tmp_path / "run", files=[folder, tmp_path / "end.gz"])
+    go(run, 5)
+    go(resume(tmp_path / "run"))
+    go(begin(tmp_path / "joined", TEXT + "THE END"))
+    assert tensors(tmp_path / "run") == tensors(tmp_path / "joined")
+    (folder / "1a.txt").write_text("one more", encoding="utf-8")  # the files are known by name
+    assert resume(tmp_path / "run", epochs=3).progress.step > 40
+
+
+def test_memorises_a_hundred_characters(tmp_path: Path) -> None:
+    text = BOOK[5000:5100]
+    run = begin(
+        tmp_path / "run", text, hidden_size=32, batch_size=1, seq_length=100, val_frac=0.0,
+        epochs=300, learning_rate=0.02, log_every=1,
+    )  # fmt: skip
+    assert end(go(run))["nats_per_char"] < 0.1
+    lm = api.load(tmp_path / "run")
+    assert lm.sample(text[:1], length=99, temperature=0, seed=1) == [text]
+
+
+# --- beginning from another model ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parent") / "run"
+    go(begin(folder, num_layers=2, dropout=0.1))
+    return folder
+
+
+NEW = "é¡!" + TEXT.replace("a", "ß")  # two new characters sort below others, one above
+
+
+def test_new_characters_are_added_after_the_old(parent: Path, tmp_path: Path) -> None:
+    old = api.load(parent)
+    run = begin(tmp_path / "run", NEW, init_from=parent)
+    added = tuple(sorted(set(NEW) - set(old.vocabulary.symbols)))
+    assert {"é", "¡", "ß"} <= set(added)
+    assert run.text.vocabulary.symbols == old.vocabulary.symbols + added
+    ids = np.random.default_rng(1).integers(old.vocabulary.size, size=(20, 3))
+    logits, _ = run.model.forward(ids)
+    V = old.vocabulary.size
+    np.testing.assert_allclose(
+        logits["logits"][..., :V], old.forward(ids)[0]["logits"], rtol=1e-6, atol=1e-6
+    )
+    fresh = begin(tmp_path / "fresh", NEW, init_from=parent).model.params.views["head.Wy"]
+    assert np.ptp(fresh[:, V:]) > 0.1  # drawn, as usual
+    end(go(run))
+    found = api.load(tmp_path / "run").vocabulary
+    assert found == run.text.vocabulary
+
+
+def test_without_new_characters_the_model_is_the_same(parent: Path, tmp_path: Path) -> None:
+    for on_unknown in ("add", "map", "error"):
+        folder = tmp_path / on_unknown
+        run = begin(folder, TEXT[200:1200], init_from=parent, on_unknown=on_unknown)
+        weights = api.load(parent).model.params.flat
+        assert run.model.params.flat.tobytes() == weights.tobytes()
+        assert not any(m.flat.any() for m in run.optimizer.moments.values())
+        assert run.progress.step == 0
+
+
+def test_new_characters_refused_or_mapped(parent: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not in the vocabulary: 'ß'"):
+        begin(tmp_path / "run", NEW, init_from=parent, on_unknown="error")
+    with pytest.raises(InputError, match="no unknown symbol to map to"):
+        begin(tmp_path / "run", NEW, init_from=parent, on_unknown="map")
+    assert not (tmp_path / "run").exists()
+    go(begin(tmp_path / "rare", min_count=5))
+    old = api.load(tmp_path / "rare").vocabulary
+    mapped = begin(tmp_path / "run", NEW, init_from=tmp_path / "rare", on_unknown="map")
+    assert mapped.text.vocabulary == old
+    assert mapped.text.train[:2].tolist() == [old.unknown] * 2
+    added = begin(tmp_path / "added", NEW, init_from=tmp_path / "rare").text.vocabulary
+    assert (added.symbols[: old.size], added.unknown) == (old.symbols, old.unknown)
+
+
+def test_the_architecture_is_the_parent_s(parent: Path, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", init_from=parent)
+    assert (run.config.model.num_layers, run.config.model.dropout) == (2, 0.0)
+    for options in (
+        dict(hidden_size=17),
+        dict(model="gru"),
+        dict(num_layers=3),
+        dict(level="byte"),
+    ):
+        ((name, value),) = options.items()
+        flag = "--" + name.replace("_", "-")
+        with pytest.raises(InputError, match=f"{flag} is {value}, but the model of --init-from"):
+            begin(tmp_path / "no", init_from=parent, **options)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("until", [3, 8])
+def test_a_run_from_another_model_is_resumed(parent: Path, until: int, tmp_path: Path) -> None:
+    """At step 3 there is no checkpoint yet."""
+    end(go(begin(tmp_path / "one", NEW, init_from=parent, **EVERY)))
+    run = begin(tmp_path / "two", NEW, init_from=parent, **EVERY)
+    for event in run.events():
+        if event["event"] == "step" and event["step"] == until:
+            break
+    end(go(resume(tmp_path / "two")))
+    assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+def test_float64_from_float32(parent: Path, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", init_from=parent, dtype="float64")
+    assert run.model.params.flat.dtype == np.float64
+    old = api.load(parent).model.params.views
+    assert all((view == old[name]).all() for name, view in run.model.params.views.items())
+
+
+def test_validation_counts_every_target_once(whole: Path) -> None:
+    lm = api.load(whole)
+    ids = lm.vocabulary.encode(TEXT)
+    assert evaluate.evaluate(lm.model, ids)[1] == 1499
