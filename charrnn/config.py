@@ -235,8 +235,11 @@ class TrainConfig(Section):
     beta1: float = option(0.9, "Decay of Adam's first moment.", min=0, below=1)
     beta2: float = option(0.99, "Decay of Adam's and rmsprop's second moment.", min=0, below=1)
     epsilon: float = option(1e-8, "Added to the root of the second moment.", above=0)
-    weight_decay: float = option(
-        0.01, "Weight decay of the matrices (adamw: decoupled; others: L2).", min=0
+    weight_decay: float | None = option(
+        None,
+        "Weight decay of the matrices (adamw: decoupled; others: L2).  "
+        "[default: 0.01 with adamw, else 0]",
+        min=0,
     )
     grad_clip: float = option(
         5.0, "Largest global norm of the gradient; 0 = off.", min=0, aliases=("clip",)
@@ -279,6 +282,13 @@ class TrainConfig(Section):
         if self.epochs is None and self.max_steps is None:
             return self.DEFAULT_EPOCHS
         return self.epochs
+
+    @property
+    def decay(self) -> float:
+        """``weight_decay``, or the optimizer's own default."""
+        if self.weight_decay is None:
+            return 0.01 if self.optimizer == "adamw" else 0.0
+        return self.weight_decay
 
     @property
     def peak_learning_rate(self) -> float:

@@ -90,12 +90,12 @@ class Optimizer:
         arrays = (self.params.flat, *(m.flat for m in self.moments.values()), self.grads.flat)
         kernel, arguments = RULES[self.config.optimizer]
         by_decay = {}
-        for decay in (self.config.weight_decay, 0.0):  # vectors do not decay
+        for decay in (self.config.decay, 0.0):  # vectors do not decay
             numbers = arguments(self.config, rate, number, decay)
             by_decay[decay] = tuple(real(x) for x in numbers)
         items: list[Item] = []
         for i0, i1 in self._blocks:
-            numbers = by_decay[self.config.weight_decay if i0 < self.params.decayed else 0.0]
+            numbers = by_decay[self.config.decay if i0 < self.params.decayed else 0.0]
             items.append([(kernel, (*arrays, *numbers, limit, real(clipping.scale), i0, i1))])
         return items
 
