@@ -211,7 +211,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
 
 def test_divergence_is_status_3(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(BOOK[:3000], encoding="utf-8")
-    options = ["--optimizer=sgd", "--lr=1e6", "--warmup-steps=0", "--quiet"]
+    options = ["--optimizer=sgd", "--lr=1e38", "--warmup-steps=0", "--quiet"]
     done = charrnn("train", "book.txt", *TINY, *options, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (3, b"")
     error = done.stderr.decode()
@@ -233,7 +233,7 @@ def test_a_text_that_is_not_ascii_in_the_c_locale(tmp_path: Path) -> None:
     text = "Füße, naïve → 漢字 😀\n" * 60
     name = "Straße 漢.txt"
     (tmp_path / name).write_text(text, encoding="utf-8")
-    plain = {"LC_ALL": "C", "LANG": "C"}
+    plain: dict[str, Any] = {"LC_ALL": "C", "LANG": "C"}
     done = charrnn("train", name, *TINY, "--epochs=30", "--lr=0.02", "--sample-every=100",
                    cwd=tmp_path, **plain)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -386,6 +386,20 @@ def test_eval_with_baselines(in_shop: Path) -> None:
     assert {"ngram_bits_per_char", "xz_bits_per_char"} <= set(scores)
 
 
+def test_json_is_strict_whatever_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A perplexity may be too large for a number."""
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text(BOOK[:3000], encoding="utf-8")
+    options = ["--optimizer=sgd", "--lr=1e6", "--warmup-steps=0", "--max-steps=2"]
+    assert here("train", "book.txt", *TINY, *options, "--quiet").exit_code == 0
+    text = here("eval", "runs/book", "book.txt", "--json").stdout
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse)["nats_per_char"] > 710
+
+
 def test_info(shop: Path) -> None:
     done = charrnn("info", "runs/book", "--json", cwd=shop)
     facts = json.loads(done.stdout)
@@ -405,7 +419,7 @@ REFUSED = {
     "train book.txt --encoding klingon": "--encoding is 'klingon'",
     "train nothing": "the folder nothing has no .txt file",
     "train fake.gz": "fake.gz is not a gzip file",
-    "train book.txt --out-dir runs/book": "runs/book already holds a run: continue it with --resume",
+    "train book.txt --out-dir runs/book": "runs/book already holds a run: continue it with",
     "train book.txt --out-dir book.txt/x": "cannot create the run folder",
     "train book.txt --model lstm --activation relu": "--activation relu with --model lstm",
     "train book.txt --val-frac 0.6 --test-frac 0.6": "together they must be below 1",

@@ -30,7 +30,7 @@ BOOK = (Path(__file__).parent.parent / "data" / "timemachine.txt").read_text(enc
 TEXT = BOOK[:1500]
 SMALL: dict[str, Any] = dict(hidden_size=16, batch_size=4, seq_length=16, epochs=2)
 SMALL |= dict(dropout=0.0, threads=1)
-EVERY = dict(log_every=5, eval_every=7, checkpoint_every=6, sample_every=11)
+EVERY: dict[str, Any] = dict(log_every=5, eval_every=7, checkpoint_every=6, sample_every=11)
 
 
 def begin(
@@ -133,6 +133,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "unknown symbol": dict(min_count=20),
     "no validation": dict(val_frac=0.0),
     "test part": dict(test_frac=0.1, text=BOOK[:1688]),  # leaves as much to train on
+    "patience": dict(eval_every=2, patience=30),
     "kept": dict(keep=3),
     "gru": dict(model="gru"),
 }
@@ -573,19 +574,41 @@ def test_interrupted_in_the_last_step_is_finished(whole: Path, tmp_path: Path) -
     assert outcome(folder) == outcome(whole)
 
 
+def test_patience_counts_anew_after_a_better_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, 4.0, 4.0, 2.0, 2.0, 9.0, 1.0, 2.0, 2.0, 1.0])
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: (10 * next(losses), 10))
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, eval_every=1, patience=3)), "patience")
+    assert (event["step"], event["best_step"], event["best_val_nats_per_char"]) == (10, 7, 1.0)
+    found = [e["best"] for e in metrics(folder) if e["event"] == "validation"]
+    assert [i for i, best in enumerate(found, 1) if best] == [1, 4, 7]
+    assert checkpoint.load(folder / "best.safetensors").metadata["progress"]["step"] == 7
+
+
 def test_best_is_what_evaluating_it_gives(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    event = end(go(begin(folder, test_frac=0.1, eval_every=4, learning_rate=0.1)))
-    lm = api.load(folder)
+    event = end(go(worsening(folder, epochs=3, test_frac=0.1)))
+    lm, last = api.load(folder), api.load(folder / "last.safetensors")
     assert lm.path == folder / "best.safetensors"
-    assert lm.metadata["progress"]["step"] == event["best_step"]
-    val, test = TEXT[1200:1350], TEXT[1350:]
+    assert lm.metadata["progress"]["step"] == event["best_step"] < event["step"]
+    val, test = "cd" * 50, "ab" * 30
     assert lm.evaluate(val)["nats_per_char"] == event["best_val_nats_per_char"]
     assert lm.evaluate(test)["nats_per_char"] == event["test_nats_per_char"]
+    assert last.evaluate(test)["nats_per_char"] != event["test_nats_per_char"]
     losses = [e["val_nats_per_char"] for e in metrics(folder) if e["event"] == "validation"]
     assert min(losses) == event["best_val_nats_per_char"]
-    last = api.load(folder / "last.safetensors")
     assert last.evaluate(val)["nats_per_char"] == event["val_nats_per_char"] == losses[-1]
+
+
+def test_the_parts_of_a_text(tmp_path: Path) -> None:
+    """Train, then validation, then test."""
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, test_frac=0.2)))
+    lm = api.load(folder)
+    assert lm.evaluate(TEXT[1050:1200])["nats_per_char"] == event["val_nats_per_char"]
+    assert lm.evaluate(TEXT[1200:])["nats_per_char"] == event["test_nats_per_char"]
 
 
 def test_a_file_to_validate_on(tmp_path: Path) -> None:
@@ -623,8 +646,8 @@ def test_the_file_to_validate_on_is_found_from_anywhere(
 @pytest.mark.parametrize(
     "options",
     [
-        dict(optimizer="sgd", learning_rate=1e6),
-        dict(optimizer="sgd", learning_rate=1e38, grad_clip=0.0),
+        dict(optimizer="sgd", learning_rate=1e38),
+        dict(optimizer="momentum", learning_rate=1e38, grad_clip=0.0),
         dict(model="rnn", activation="identity", learning_rate=3.0, grad_clip=0.0),
     ],
 )
@@ -645,8 +668,20 @@ def test_divergence_keeps_the_last_good_checkpoint(options: dict[str, Any], tmp_
     assert outcome(folder) == before
 
 
+def test_a_validation_loss_that_is_not_finite_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([3.0, math.nan])
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: (10 * next(losses), 10))
+    event = end(go(begin(tmp_path / "run", **EVERY)), "diverged")
+    assert (event["step"], event["best_step"], event["best_val_nats_per_char"]) == (14, 7, 3.0)
+    assert "the validation loss is no longer finite at step 14;" in event["message"]
+    last = checkpoint.load(tmp_path / "run" / "last.safetensors").metadata["progress"]
+    assert (last["step"], last["val_nats_per_char"]) == (12, 3.0)
+
+
 def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
-    event = end(go(begin(tmp_path / "run", optimizer="sgd", learning_rate=1e6)), "diverged")
+    event = end(go(begin(tmp_path / "run", optimizer="sgd", learning_rate=1e38)), "diverged")
     assert "there is no checkpoint yet" in event["message"]
 
 
