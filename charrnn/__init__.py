@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from charrnn.api import LanguageModel, load
     from charrnn.config import Config
-    from charrnn.trainer import train
+    from charrnn.runs import train
 
 __version__ = "0.1.0"
 __all__ = ["Config", "LanguageModel", "__version__", "load", "train"]
 
-_HOMES = {"Config": "config", "LanguageModel": "api", "load": "api", "train": "trainer"}
+_HOMES = {"Config": "config", "LanguageModel": "api", "load": "api", "train": "runs"}
 
 
 def __getattr__(name: str) -> Any:

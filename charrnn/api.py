@@ -11,11 +11,18 @@ import numpy as np
 
 from charrnn import checkpoint, evaluate, sampling
 from charrnn.config import Config, SampleConfig
-from charrnn.data import read_corpus, split
+from charrnn.data import STDIN, read_corpus, split
 from charrnn.errors import InputError
 from charrnn.model import Gradients, Model, State
 from charrnn.threads import available
 from charrnn.vocab import Vocabulary
+
+KEPT_TEXT = "text.txt"
+"""Where a run keeps, as UTF-8, a text that came through a pipe."""
+
+TRAINING_FACTS = (
+    "step", "nats_per_char", "val_nats_per_char", "best_val_nats_per_char", "best_step",
+)  # fmt: skip
 
 
 class LanguageModel:
@@ -99,8 +106,11 @@ class LanguageModel:
     def _training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""
         corpus, data = self.metadata["corpus"], self.config.data
+        sources, encoding = corpus["sources"], data.encoding
+        if STDIN in sources:
+            sources, encoding = [self.path.parent / KEPT_TEXT], "utf-8"
         try:
-            found = read_corpus(corpus["sources"], level=data.level, encoding=data.encoding)
+            found = read_corpus(sources, level=data.level, encoding=encoding)
         except InputError:
             return None
         if found.fingerprint != corpus["fingerprint"]:
@@ -139,7 +149,7 @@ class LanguageModel:
                 "size": self.vocabulary.size,
                 "symbols": [repr(s)[1:-1] if s != " " else "' '" for s in self._symbols()],
             },
-            "training": {k: v for k, v in self.metadata["progress"].items() if "log_" not in k},
+            "training": {k: self.metadata["progress"].get(k) for k in TRAINING_FACTS},
             "corpus": self.metadata["corpus"],
             "config": options,
             "versions": self.metadata.get("versions", {}),

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import difflib
 import errno
-import json
 import math
 import os
 import secrets
@@ -193,7 +192,9 @@ def _note(text: str) -> None:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from charrnn.runlog import dump_json
+
+    click.echo(dump_json(value, indent=2).decode())
 
 
 def on_unknown(*choices: str) -> Callable[[Any], Any]:
@@ -248,12 +249,12 @@ def train(
     config = Config.from_options(changes)
     _check_start(files, _given(click.get_current_context().params))
 
-    from charrnn import trainer
+    from charrnn import runs
 
     if resume is not None:
-        run = trainer.resume(resume, files, changes)
+        run = runs.resume(resume, files, changes)
     else:
-        run = trainer.start(files, config, out_dir, init_from, on_unknown)
+        run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
     with _stopping(run) as signals:
         end = monitor.show(run.events(), quiet=quiet)
     if end is not None and end["reason"] == "diverged":
@@ -281,11 +282,12 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _stopping(run: Run) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM lets ``run`` save and stop, a second one ends at once.
+    """The first SIGINT, SIGTERM or SIGHUP lets ``run`` save and stop, a second one ends at once.
 
     Yields the list of signals received.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -350,11 +352,11 @@ def sample(
         stop=stop,
         on_unknown=on_unknown,
     )
-    _note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
-    unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
-    if unknown is not None:
-        _note(unknown)
     with _output(output) as file:
+        _note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
+        unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
+        if unknown is not None:
+            _note(unknown)
         text = start if isinstance(start, str) else start.decode("utf-8", "replace")
         _write_samples(file, text, steps, config.num_samples)
 

@@ -28,8 +28,7 @@ class Gradients(NamedTuple):
     loss: float
     """Mean nats per character."""
     weights: Arrays
-    """Gradient of the loss by every weight, under PyTorch's names; of two biases that are summed
-    the first one has it, the second one is zero (GRU: but for its n part)."""
+    """Gradient of the loss by every weight, under PyTorch's names."""
     state: State
     """Gradient by the initial state, (L, B, H)."""
     final_state: State
@@ -168,7 +167,10 @@ class Model:
         loss = run.run_gradients()
         return Gradients(
             loss,
-            {name: array.copy() for name, array in self.to_torch(self.grads).items()},
+            {
+                name: array.copy()
+                for name, array in self.to_torch(self.grads, gradients=True).items()
+            },
             {s: np.stack([w[f"d{s}0"] for w in run.window.w]) for s in self.cell.states},
             run.state(),
         )
@@ -215,13 +217,13 @@ class Model:
 
     # -- PyTorch's names ------------------------------------------------------------------------
 
-    def to_torch(self, params: Params) -> Arrays:
+    def to_torch(self, params: Params, gradients: bool = False) -> Arrays:
         """Weights or gradients under PyTorch's names and in its layout."""
         out: Arrays = {}
         if "embedding" in params.views:
             out["embedding.weight"] = params.views["embedding"]
         for i in range(self.config.num_layers):
-            for name, array in self.cell.to_torch(params.part(f"layers.{i}.")).items():
+            for name, array in self.cell.to_torch(params.part(f"layers.{i}."), gradients).items():
                 out[f"rnn.{name}_l{i}"] = array
         out["head.weight"] = params.views["head.Wy"].T
         out["head.bias"] = params.views["head.by"]

@@ -167,7 +167,8 @@ class _View:
         if speed > 0:
             chars = (total - step) * self.start["batch_size"] * self.start["seq_length"]
             facts += [f"{duration(chars / speed)} left"]
-        facts += [f"{speed:,.0f} chars/s", f"grad norm {event['grad_norm']:.3g}"]
+            facts += [f"{speed:,.0f} chars/s"]
+        facts += [f"grad norm {event['grad_norm']:.3g}"]
         if self.bar is None:
             self.say(f"{where}: {', '.join(facts)}")
         else:

@@ -32,7 +32,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from charrnn import atomic
 from charrnn.errors import InputError, SaveError
@@ -69,7 +69,7 @@ class RunLog:
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event as one line: all of it or, if the disk is full, nothing of it."""
-        line, before = memoryview(_dump(event) + b"\n"), self.length
+        line, before = memoryview(dump_json(event) + b"\n"), self.length
         with self._saving():
             try:
                 while line:
@@ -114,6 +114,47 @@ class RunLog:
             ) from error
 
 
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process while it trains.
+
+    The operating system holds the lock and drops it when the process ends, however it ends.
+
+    Raises
+    ------
+    InputError
+        If another process has it.
+    """
+    with open(folder / "lock", "a+") as file:
+        if not _locked(file):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(f"{folder} is being trained by {owner}: wait for it, or stop it first")
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the lock could be taken. A file system without locks lets everybody in."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(1 << 20)  # a byte that nobody reads: the lock keeps readers off
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def read(path: str | Path) -> Iterator[dict[str, Any]]:
     """The complete events of a metrics file; a last line still being written is left out.
 
@@ -147,7 +188,7 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically; numbers that are not finite become null."""
-    atomic.write(path, _dump(value, indent=2) + b"\n")
+    atomic.write(path, dump_json(value, indent=2) + b"\n")
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
@@ -176,7 +217,8 @@ def _finite(literal: str) -> float:
     return number
 
 
-def _dump(value: Any, indent: int | None = None) -> bytes:
+def dump_json(value: Any, indent: int | None = None) -> bytes:
+    """Strict JSON, UTF-8: numbers that are not finite become null."""
     text = json.dumps(_nulled(value), indent=indent, ensure_ascii=False, allow_nan=False)
     # A lone surrogate (an undecodable file name) becomes \udcxx, which is JSON's escape for it.
     return text.encode(errors="backslashreplace")
@@ -209,6 +251,8 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
     InputError
         If ``out_dir`` is a file or holds a run, or the folder cannot be created.
     """
+    if out_dir == "":
+        raise InputError("--out-dir is empty: name a folder, or leave it out")
     folder = Path(root if out_dir is None else out_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int, steps_per_ep
 
     All schedules rise linearly over the warm-up, which takes at most a tenth of the run. Then
     ``cosine`` (Loshchilov and Hutter 2017) and ``linear`` fall to ``lr_final`` of the peak at the
-    last step, ``constant`` stays, and ``step`` is char-rnn's: from the end of epoch
+    end of the last step, ``constant`` stays, and ``step`` is char-rnn's: from the end of epoch
     ``lr_decay_after`` on, each finished epoch multiplies the rate by ``lr_decay``.
     """
     peak = config.peak_learning_rate

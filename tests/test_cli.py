@@ -75,11 +75,11 @@ class FakeRun:
 @pytest.fixture
 def trainer(monkeypatch):
     """A trainer that notes its calls; set ``.run`` to what it returns."""
-    module = types.ModuleType("charrnn.trainer")
+    module = types.ModuleType("charrnn.runs")
     module.calls, module.run = [], FakeRun(end_event())
 
-    def start(files, config, out_dir, init_from, on_unknown):
-        module.calls.append(("start", files, config, out_dir, init_from, on_unknown))
+    def start(files, config, out_dir, init_from, on_unknown, given):
+        module.calls.append(("start", files, config, out_dir, init_from, on_unknown, given))
         return module.run
 
     def resume(run, files, changes):
@@ -87,8 +87,8 @@ def trainer(monkeypatch):
         return module.run
 
     module.start, module.resume = start, resume
-    monkeypatch.setitem(sys.modules, "charrnn.trainer", module)
-    monkeypatch.setattr(charrnn, "trainer", module, raising=False)
+    monkeypatch.setitem(sys.modules, "charrnn.runs", module)
+    monkeypatch.setattr(charrnn, "runs", module, raising=False)
     return module
 
 
@@ -165,7 +165,8 @@ def error_of(*args):
 def test_train_hands_its_options_to_the_trainer(trainer):
     result = run("train", "a.txt", "b.txt", "--hidden-size", 7, "--lr", "0.5", "--residual")
     assert result.exit_code == 0, result.stderr
-    ((kind, files, config, out_dir, init_from, on_unknown),) = trainer.calls
+    ((kind, files, config, out_dir, init_from, on_unknown, given),) = trainer.calls
+    assert set(given) == {"hidden_size", "learning_rate", "residual"}
     assert (kind, files, out_dir, init_from, on_unknown) == (
         "start",
         ("a.txt", "b.txt"),

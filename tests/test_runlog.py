@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -276,3 +278,29 @@ def test_a_file_is_no_run_folder(tmp_path):
             new_run_folder(out_dir, "corpus")
     with pytest.raises(InputError, match="cannot create the run folder"):
         new_run_folder(None, "corpus", tmp_path / "file")
+
+
+def test_one_process_trains_a_run(tmp_path):
+    with runlog.lock(tmp_path):
+        taken = subprocess.run(
+            [sys.executable, "-c", LOCKER, str(tmp_path)], capture_output=True, text=True
+        )
+        assert taken.stdout.strip() == f"{tmp_path} is being trained by process {os.getpid()}: " + (
+            "wait for it, or stop it first"
+        )
+    free = subprocess.run(
+        [sys.executable, "-c", LOCKER, str(tmp_path)], capture_output=True, text=True
+    )
+    assert free.stdout.strip() == "taken"
+
+
+LOCKER = """
+import sys
+from pathlib import Path
+from charrnn import errors, runlog
+try:
+    with runlog.lock(Path(sys.argv[1])):
+        print("taken")
+except errors.InputError as error:
+    print(error)
+"""

@@ -99,14 +99,16 @@ class Cell:
         """Calls for gradients that are neither products nor the bias ``b``."""
         return []
 
-    def to_torch(self, p: Arrays) -> Arrays:
-        """A layer's weights (or their gradients) under PyTorch's names and in its layout."""
-        zeros = np.zeros_like(p["b"])
+    def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
+        """A layer's weights under PyTorch's names and in its layout.
+
+        PyTorch adds two biases: the second one is zero, but the gradient of both is the same.
+        """
         return {
             "weight_ih": p["Wx"].T,
             "weight_hh": p["Wh"].T,
             "bias_ih": p["b"],
-            "bias_hh": zeros,
+            "bias_hh": p["b"].copy() if gradients else np.zeros_like(p["b"]),
         }
 
     def from_torch(self, t: Arrays) -> Arrays:

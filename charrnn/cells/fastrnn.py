@@ -99,8 +99,8 @@ class FastRNN(Cell):
     def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
         return [(_add_up, (g["alpha"], g["beta"], w["sums"]))]
 
-    def to_torch(self, p: Arrays) -> Arrays:
-        return super().to_torch(p) | {"alpha": p["alpha"], "beta": p["beta"]}
+    def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
+        return super().to_torch(p, gradients) | {"alpha": p["alpha"], "beta": p["beta"]}
 
     def from_torch(self, t: Arrays) -> Arrays:
         return super().from_torch(t) | {"alpha": t["alpha"], "beta": t["beta"]}

@@ -113,9 +113,9 @@ class GRU(Cell):
         H = len(g["Wh"])
         return [(column_sums, (g["bhn"], rows(w["gates"]), 0, H, 3 * H, False))]
 
-    def to_torch(self, p: Arrays) -> Arrays:
+    def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         H = len(p["Wh"])
-        torch = super().to_torch(p)
+        torch = super().to_torch(p, gradients)
         torch["bias_hh"][2 * H :] = p["bhn"]
         return torch
 

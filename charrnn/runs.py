@@ -1,0 +1,326 @@
+"""Beginning a run and going on with one: from files and options to a `Run` that is ready to train.
+
+Nothing is written before all input has been checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from charrnn import atomic, checkpoint, runlog
+from charrnn.api import KEPT_TEXT, LanguageModel, load
+from charrnn.config import Config, flag
+from charrnn.data import STDIN, Corpus, fingerprint, fit, read_corpus, split
+from charrnn.errors import Diverged, InputError
+from charrnn.model import Model
+from charrnn.trainer import Event, Run, Text, versions
+from charrnn.vocab import Vocabulary
+
+ARCHITECTURE = ("model", "hidden_size", "num_layers", "embedding_size", "activation", "residual")
+"""Options that ``--init-from`` takes from the checkpoint."""
+
+
+def start(
+    files: Sequence[str],
+    config: Config,
+    out_dir: str | None = None,
+    init_from: str | None = None,
+    on_unknown: str = "add",
+    given: Collection[str] = (),
+) -> Run:
+    """Begin a run.
+
+    Parameters
+    ----------
+    files : text files, folders, .gz files, or "-"
+    config : its options
+    out_dir : the run's folder; None is ``runs/<corpus>``
+    init_from : a run or checkpoint whose weights and vocabulary to begin with
+    on_unknown : what becomes of characters that this vocabulary lacks: "add", "map" or "error"
+    given : names of the options that were asked for, as opposed to defaults
+    """
+    parent = load(init_from) if init_from is not None else None
+    if parent is not None:
+        config = _inherit(config, parent.config, given)
+    corpus = read_corpus(files, level=config.data.level, encoding=config.data.encoding)
+    val = _val_text(config)
+    config = _resolved(config)
+    vocabulary = _vocabulary(corpus, val, config, parent, on_unknown)
+    text = _prepare(corpus, val, config, vocabulary)
+    run = Run(Path(), config, text)
+    run.model.initialize(config.train.seed)
+    if parent is not None:
+        _inherit_weights(run.model, parent.model)
+    run.folder = runlog.new_run_folder(out_dir, corpus.name)
+    if STDIN in corpus.sources:  # it cannot be read again
+        data = corpus.text
+        data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+        atomic.write(run.folder / KEPT_TEXT, data)
+    facts = {
+        "config": config.to_json(),
+        "vocabulary": vocabulary.to_json(),
+        "init_from": str(parent.path.resolve()) if parent is not None else None,
+        "corpus": text.facts,
+        "versions": versions(),
+    }
+    runlog.write_json(run.folder / "config.json", facts)
+    return run
+
+
+def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None = None) -> Run:
+    """Go on with a run exactly where its last checkpoint is.
+
+    Parameters
+    ----------
+    run : its folder, or "latest": the newest below ``runs/``
+    files : nothing, or the run's own text
+    changes : options by field name; only the resumable ones may differ from the run's
+
+    Raises
+    ------
+    InputError : no such run, another text, an option that may not change, or nothing left to do
+    """
+    folder = checkpoint.newest_run() if run == "latest" else Path(run)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
+    facts = runlog.parse_json(config_file.read_bytes(), str(config_file))
+    last = folder / "last.safetensors"
+    source = checkpoint.load(last) if last.is_file() else None
+    try:
+        config = Config.from_json((source.metadata if source is not None else facts)["config"])
+        vocabulary = Vocabulary.from_json(facts["vocabulary"])
+        known, parent = facts["corpus"], facts["init_from"]
+        prints = known["fingerprint"], known["val_fingerprint"]
+        corpus = _same_corpus(folder, files, config, known)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{config_file} is damaged: {error} is missing") from error
+    config = _changed(config, changes or {})
+    val = _val_text(config)
+    if (corpus.fingerprint, _fingerprint(val)) != prints:
+        which = "text" if corpus.fingerprint != prints[0] else f"--val-file {config.data.val_file}"
+        raise InputError(
+            f"the {which} is not the one that {folder} was trained on: give that one as FILE, "
+            "or start a new run"
+        )
+    text = dataclasses.replace(_prepare(corpus, val, config, vocabulary), facts=known, notes=[])
+    if source is None:
+        resumed = Run(folder, config, text)
+        resumed.model.initialize(config.train.seed)
+        if parent is not None:
+            _inherit_weights(resumed.model, load(parent).model)
+        return resumed
+    resumed = Run(folder, config, text, source.metadata["metrics_length"])
+    resumed.restore(source)
+    _check_unfinished(resumed, changes or {})
+    return resumed
+
+
+def train(
+    files: str | Path | Sequence[str | Path],
+    *,
+    out_dir: str | Path | None = None,
+    init_from: str | Path | None = None,
+    on_unknown: str = "add",
+    on_event: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Train a model and return its best version.
+
+    Parameters
+    ----------
+    files : one or more text files, folders or .gz files
+    out_dir : the run's folder; None is ``runs/<corpus>``, numbered if taken
+    init_from : a run or checkpoint whose weights and vocabulary to begin with
+    on_unknown : for ``init_from``: "add", "map" or "error"
+    on_event : called with every event; `charrnn.runlog` describes them
+    options : the command line's options under their field names, such as ``hidden_size=128``
+
+    Raises
+    ------
+    InputError : something of this is wrong; nothing has been written
+    Diverged : the loss is no longer finite
+    """
+    paths = [files] if isinstance(files, (str, Path)) else files
+    run = start(
+        [str(path) for path in paths],
+        Config.from_options(options),
+        str(out_dir) if out_dir is not None else None,
+        str(init_from) if init_from is not None else None,
+        on_unknown,
+        options,
+    )
+    for event in run.events():
+        if on_event is not None:
+            on_event(event)
+        if event["event"] == "end" and event["reason"] == "diverged":
+            raise Diverged(event["message"])
+    return load(run.folder)
+
+
+# -- options ------------------------------------------------------------------------------------
+
+
+def _resolved(config: Config) -> Config:
+    """``config`` with the defaults that depend on other options written out."""
+    val_file = config.data.val_file
+    return Config.from_options(
+        config.options()
+        | {
+            "learning_rate": config.train.peak_learning_rate,
+            "weight_decay": config.train.decay,
+            "val_file": str(Path(val_file).resolve()) if val_file is not None else None,
+        }
+    )
+
+
+def _inherit(config: Config, parent: Config, given: Collection[str]) -> Config:
+    """``config`` with the parent's architecture; options that contradict it are refused."""
+    ours, theirs = config.options(), parent.options()
+    for name in (*ARCHITECTURE, "level"):
+        if name in given and ours[name] != theirs[name]:
+            raise InputError(
+                f"{flag(name)} is {ours[name]}, but the model of --init-from has {theirs[name]}: "
+                "leave the option out"
+            )
+    if config.data.min_count > 1:
+        raise InputError(
+            "--min-count makes a vocabulary, but --init-from brings one: leave one of them out"
+        )
+    return Config.from_options(ours | {name: theirs[name] for name in (*ARCHITECTURE, "level")})
+
+
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    """``config`` with the changes, which may concern resumable options alone."""
+    fields = {
+        f.name: f for section in Config.sections().values() for f in dataclasses.fields(section)
+    }
+    options = config.options()
+    for name, value in changes.items():
+        same = value == options[name] or (
+            name == "val_file" and str(Path(value).resolve()) == options[name]
+        )
+        if not fields[name].metadata["resumable"] and not same:
+            raise InputError(
+                f"{flag(name)} cannot change when a run is resumed: it is {options[name]}; "
+                "start a new run, or use --init-from"
+            )
+        if not same:
+            options[name] = value
+    return Config.from_options(options)
+
+
+def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
+    """Refuse a run that has ended and of which nothing more is asked."""
+    p, train = run.progress, run.config.train
+    limit = "--epochs" if train.max_steps is None else "--max-steps"
+    if None not in (train.max_steps, train.epoch_limit):
+        limit = "--epochs and --max-steps"
+    if p.step > run.total_steps:
+        raise InputError(
+            f"{run.folder} is at step {p.step:,} already, {run.total_steps:,} are asked for: "
+            f"give more {limit}"
+        )
+    if p.step < run.total_steps and (p.finished != "patience" or "patience" in changes):
+        p.finished = None
+        return
+    path = run.folder / "metrics.jsonl"
+    ended = path.is_file() and any(
+        event["event"] == "end" and event["reason"] == p.finished for event in runlog.read(path)
+    )
+    if ended:  # else it was killed between its last checkpoint and its last line
+        more = "--patience 0 or more" if p.finished == "patience" else f"more {limit}"
+        raise InputError(f"{run.folder} has ended after {p.step:,} steps: to train on, give {more}")
+
+
+# -- text ---------------------------------------------------------------------------------------
+
+
+def _val_text(config: Config) -> str | bytes | None:
+    """The text of ``--val-file``."""
+    data = config.data
+    if data.val_file is None:
+        return None
+    if data.val_file == STDIN:
+        raise InputError("--val-file is -: name a file; standard input is for the training text")
+    return read_corpus([data.val_file], level=data.level, encoding=data.encoding).text
+
+
+def _fingerprint(text: str | bytes | None) -> str | None:
+    return fingerprint(text) if text is not None else None
+
+
+def _same_corpus(
+    folder: Path, files: Sequence[str], config: Config, known: dict[str, Any]
+) -> Corpus:
+    """The text of a run again: from ``files``, from its sources, or as it was kept."""
+    level, encoding = config.data.level, config.data.encoding
+    if files:
+        return read_corpus(files, level=level, encoding=encoding)
+    if STDIN in known["sources"]:
+        return read_corpus([str(folder / KEPT_TEXT)], level=level, encoding="utf-8")
+    try:
+        return read_corpus(known["sources"], level=level, encoding=encoding)
+    except InputError as error:
+        raise InputError(f"{error}; if the text has moved, give it as FILE") from error
+
+
+def _vocabulary(
+    corpus: Corpus,
+    val: str | bytes | None,
+    config: Config,
+    parent: LanguageModel | None,
+    on_unknown: str,
+) -> Vocabulary:
+    text: Any = corpus.text
+    if val is not None:  # all characters of all splits
+        text = text + val
+    if parent is None:
+        return Vocabulary.build(text, config.data.level, config.data.min_count)
+    if on_unknown == "add":
+        return parent.vocabulary.extended(text)
+    parent.vocabulary.encode(text, on_unknown)  # refuses what it must
+    return parent.vocabulary
+
+
+def _prepare(
+    corpus: Corpus, val_text: str | bytes | None, config: Config, vocabulary: Vocabulary
+) -> Text:
+    """The text as ids and splits, with a batch and window that fit it."""
+    data = config.data
+    unknown = "map" if vocabulary.unknown is not None else "error"
+    ids = vocabulary.encode(corpus.text, unknown)
+    val_frac = data.val_frac if val_text is None else 0.0
+    train, val, test = split(ids, val_frac, data.test_frac)
+    notes = []
+    if val_text is not None:
+        val = vocabulary.encode(val_text, unknown)
+        if len(val) < 2:
+            raise InputError(
+                f"--val-file {data.val_file} has fewer than 2 characters: give a longer text"
+            )
+    for part, share, name in ((val, val_frac, "validation"), (test, data.test_frac, "test")):
+        if share and not len(part):
+            notes.append(f"the text is too short for a {name} part: there is none")
+    if config.train.patience and not len(val):
+        notes.append("--patience has no effect: there is no validation text")
+    batch, length, message = fit(len(train), data.batch_size, data.seq_length)
+    notes += [message] if message else []
+    facts = {
+        "name": corpus.name,
+        "sources": [s if s == STDIN else str(Path(s).resolve()) for s in corpus.sources],
+        "fingerprint": corpus.fingerprint,
+        "val_fingerprint": _fingerprint(val_text),
+        "chars": len(corpus.text),
+    }
+    return Text(vocabulary, train, val, test, batch, length, facts, notes)
+
+
+def _inherit_weights(model: Model, parent: Model) -> None:
+    """Copy the parent's weights; rows and columns of new characters stay as drawn."""
+    for name, old in parent.params.views.items():
+        model.params.views[name][tuple(map(slice, old.shape))] = old
+    model.changed()
