@@ -24,12 +24,12 @@ CELLS = tuple(name for name in CELLS if name not in ("__init__", "base"))
 
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw")
 LEARNING_RATES = {
-    "sgd": 0.5,
-    "momentum": 0.05,
-    "adagrad": 0.02,
-    "rmsprop": 2e-3,
-    "adam": 4e-3,
-    "adamw": 4e-3,
+    "sgd": 8.0,
+    "momentum": 1.0,
+    "adagrad": 0.1,
+    "rmsprop": 5e-3,
+    "adam": 0.01,
+    "adamw": 0.01,
 }
 
 
@@ -145,7 +145,7 @@ class ModelConfig(Section):
     )
     residual: bool = option(False, "Add a layer's input to its output where the widths agree.")
     dropout: float = option(
-        0.2,
+        0.3,
         "Share of activations dropped between layers and before the output.",
         min=0,
         below=1,
@@ -190,7 +190,7 @@ class TrainConfig(Section):
 
     epochs: int | None = option(
         None,
-        "Passes over the text.  [default: 16, or no limit with --max-steps]",
+        "Passes over the text.  [default: 12, or no limit with --max-steps]",
         min=1,
         resumable=True,
         aliases=("max-epochs", "num-epochs"),
@@ -232,7 +232,7 @@ class TrainConfig(Section):
         aliases=("learning-rate-decay-after",),
     )
     momentum: float = option(0.9, "Decay of momentum's velocity.", min=0, below=1)
-    beta1: float = option(0.9, "Decay of Adam's first moment.", min=0, below=1)
+    beta1: float = option(0.5, "Decay of Adam's first moment.", min=0, below=1)
     beta2: float = option(0.99, "Decay of Adam's and rmsprop's second moment.", min=0, below=1)
     epsilon: float = option(1e-8, "Added to the root of the second moment.", above=0)
     weight_decay: float | None = option(
@@ -242,7 +242,7 @@ class TrainConfig(Section):
         min=0,
     )
     grad_clip: float = option(
-        5.0, "Largest global norm of the gradient; 0 = off.", min=0, aliases=("clip",)
+        1.0, "Largest global norm of the gradient; 0 = off.", min=0, aliases=("clip",)
     )
     grad_clip_value: float = option(
         0.0, "Largest absolute value of a gradient element; 0 = off.", min=0
@@ -274,7 +274,7 @@ class TrainConfig(Section):
     seed: int = option(1, "Seed of weights, dropout and samples.", min=0, max=2**32 - 1)
     threads: int = option(0, "Threads; 0 = one per core.", min=0, max=1024, resumable=True)
 
-    DEFAULT_EPOCHS: typing.ClassVar[int] = 16
+    DEFAULT_EPOCHS: typing.ClassVar[int] = 12
 
     @property
     def epoch_limit(self) -> int | None:

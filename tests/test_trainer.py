@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from charrnn import api, checkpoint, evaluate, runlog, runs
-from charrnn.config import Config
+from charrnn.config import Config, TrainConfig
 from charrnn.errors import InputError
 from charrnn.schedules import learning_rate
 from charrnn.trainer import Event, Run
@@ -342,7 +342,7 @@ def test_max_steps_and_epochs_whichever_comes_first(tmp_path: Path) -> None:
             (dict(epochs=2, max_steps=50), 44),
             (dict(epochs=2, max_steps=5), 5),
             (dict(epochs=None, max_steps=400), 400),
-            (dict(epochs=None), 352),
+            (dict(epochs=None), 22 * TrainConfig.DEFAULT_EPOCHS),
         ]
     ):
         assert begin(tmp_path / str(i), **options).total_steps == steps
