@@ -16,7 +16,7 @@ import numpy as np
 from charrnn.config import TrainConfig
 from charrnn.kernels import update
 from charrnn.params import Params
-from charrnn.threads import Item, Team
+from charrnn.threads import Call, Item, Team
 
 BLOCK = 1 << 15
 """Elements that one call works on."""
@@ -74,10 +74,12 @@ class Optimizer:
         """The kernel calls of `clip`."""
         g = self.grads.flat
         limit = g.dtype.type(limit)
-        return [
-            [(update.square_sum, (lanes, g, limit, i0, i1))]
-            for lanes, (i0, i1) in zip(self._lanes, self._blocks, strict=True)
-        ]
+        return self._shared(
+            [
+                (update.square_sum, (lanes, g, limit, i0, i1))
+                for lanes, (i0, i1) in zip(self._lanes, self._blocks, strict=True)
+            ]
+        )
 
     def step(self, rate: float, number: int, clipping: Clipping) -> None:
         """Training step ``number`` (from 1) at this learning rate."""
@@ -93,11 +95,15 @@ class Optimizer:
         for decay in (self.config.decay, 0.0):  # vectors do not decay
             numbers = arguments(self.config, rate, number, decay)
             by_decay[decay] = tuple(real(x) for x in numbers)
-        items: list[Item] = []
+        calls: list[Call] = []
         for i0, i1 in self._blocks:
             numbers = by_decay[self.config.decay if i0 < self.params.decayed else 0.0]
-            items.append([(kernel, (*arrays, *numbers, limit, real(clipping.scale), i0, i1))])
-        return items
+            calls.append((kernel, (*arrays, *numbers, limit, real(clipping.scale), i0, i1)))
+        return self._shared(calls)
+
+    def _shared(self, calls: list[Call]) -> list[Item]:
+        """The calls one by one, or all in one where other threads are not worth waking."""
+        return [calls] if self.params.flat.size < 4 * BLOCK else [[call] for call in calls]
 
 
 def _blocks(first: int, last: int) -> list[tuple[int, int]]:

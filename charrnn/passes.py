@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BLOCK = 1 << 20
 """Logits that exist at a time, about; a whole window of a small vocabulary is less than that."""
 
+SMALL = 1 << 22
+"""Multiply-adds of a pass forward below which other threads are not worth waking."""
+
 State = Arrays
 """``h`` and for some cells ``c``, each (L, B, H)."""
 
@@ -56,6 +59,7 @@ class Pass:
     ) -> None:
         self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
         self.training = kind in ("train", "gradient")
+        self.parts = self.team.size if T * B * model.params.count >= SMALL else 1
         self.packed_version = -1
         self.like = like
         self.shorter: dict[int, Pass] = {}
@@ -67,14 +71,15 @@ class Pass:
             grads = model.grads if self.training else None
             self.stack = Stack(model.config, model.cell, model.params, grads)
             self.head, calls = packed_pair("Wy", model.params.views["head.Wy"], self.training)
-            self.pack: list[Item] = [(call,) for call in self.stack.pack_calls + calls]
+            calls = self.stack.pack_calls + calls
+            self.pack: list[Item] = [calls] if self.parts == 1 else [(call,) for call in calls]
         else:
             self.stack, self.head, self.pack = like.stack, like.head, like.pack
         self.window: Window = Window(
             self.stack, self.ids, training=self.training, dropout=dropout,
             like=like.window if like else None,
         )  # fmt: skip
-        parts = min(self.team.size, B)
+        parts = min(self.parts, B)
         self.shares = [share(B, i, parts) for i in range(parts)]
         self.forward: list[Item] = [self.window.forward_calls(*s) for s in self.shares]
         self._make_blocks()
@@ -115,8 +120,8 @@ class Pass:
             g = self.model.grads.views
             product = whole(g["head.Wy"], rows(x), rows(block.array))
             again = t0 > 0
-            for part in range(self.team.size):
-                c0, c1 = share(self.model.vocab_size, part, self.team.size, LINE)
+            for part in range(self.parts):
+                c0, c1 = share(self.model.vocab_size, part, self.parts, LINE)
                 bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
                 calls = self._product_calls(product, part, again)
                 block.weights.append([*calls, bias])
@@ -124,8 +129,8 @@ class Pass:
 
     def _make_weights(self) -> None:
         self.weights: list[Item] = []
-        for part in range(self.team.size):
-            calls = self.window.reductions(part, self.team.size)
+        for part in range(self.parts):
+            calls = self.window.reductions(part, self.parts)
             for product in self.window.products():
                 calls += self._product_calls(product, part, False)
             self.weights.append(calls)
@@ -133,7 +138,7 @@ class Pass:
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
         gradient, inputs, dgates, first, last, shift = product
         width = panel(gradient.dtype)
-        c0, c1 = share(last - first, part, self.team.size, width)
+        c0, c1 = share(last - first, part, self.parts, width)
         if c0 == c1:
             return []
         scratch = self.model.scratch[part]

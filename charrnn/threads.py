@@ -12,8 +12,11 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-Item = Sequence[tuple[Any, tuple[Any, ...]]]
-"""Kernel calls that are made one after the other."""
+Call = tuple[Any, tuple[Any, ...]]
+"""A kernel and its arguments."""
+
+Item = Sequence[Call]
+"""Calls that are made one after the other."""
 
 
 def available() -> int:

@@ -102,7 +102,7 @@ CORE = {
     "atomic": {"errors"},
     "config": {"errors"},
     "kernels": {"kernels"},
-    "cells": {"cells", "kernels"},
+    "cells": {"cells", "kernels", "threads"},
     "stack": {"cells", "config", "kernels", "params", "threads"},
     "passes": {"cells", "errors", "kernels", "model", "params", "stack", "threads"},
     "model": {"cells", "config", "errors", "kernels", "params", "passes", "threads"},

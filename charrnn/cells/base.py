@@ -19,15 +19,14 @@ The gradients of the weights are products over all T*B rows, which `weight_produ
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from charrnn.kernels.gemm import pack, pack_t, packed
+from charrnn.threads import Call
 
 Arrays = dict[str, np.ndarray]
-Call = tuple[Any, tuple[Any, ...]]
-"""A kernel and its arguments."""
 
 
 class Product(NamedTuple):
