@@ -147,7 +147,7 @@ class LanguageModel:
             "vocabulary": {
                 "level": self.vocabulary.level,
                 "size": self.vocabulary.size,
-                "symbols": [repr(s)[1:-1] if s != " " else "' '" for s in self._symbols()],
+                "symbols": [_shown(s) for s in self._symbols()],
             },
             "training": {k: self.metadata["progress"].get(k) for k in TRAINING_FACTS},
             "corpus": self.metadata["corpus"],
@@ -168,6 +168,13 @@ class LanguageModel:
             why = "residual links" if c.residual else f"the {c.activation} activation"
             return f"has no module for {why if cell.torch_module else f'the {c.model} cell'}"
         return f"torch.nn.{cell.torch_module} loads the rnn tensors"
+
+
+def _shown(symbol: str | int) -> str:
+    """A symbol as `info` prints it: bytes in hexadecimal, nothing invisible."""
+    if isinstance(symbol, int):
+        return f"{symbol:02x}"
+    return "' '" if symbol == " " else repr(symbol)[1:-1]
 
 
 def restore(model: Model, into: Any, source: checkpoint.Checkpoint, prefix: str) -> None:

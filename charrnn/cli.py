@@ -437,7 +437,7 @@ def evaluate(
         return
     click.echo(f"{lm.path} on {scores['chars']:,} characters")
     bits_per_byte = scores["bits_per_byte"]
-    _print_score("model", scores["bits_per_char"], f"  {bits_per_byte:.3f} bits/byte")
+    _print_score("model", scores["bits_per_char"], f"  {bits_per_byte:.4g} bits/byte")
     for name in ("ngram", "xz"):
         if f"{name}_bits_per_char" in scores:
             _print_score({"ngram": "5-gram"}.get(name, name), scores[f"{name}_bits_per_char"])
@@ -448,13 +448,13 @@ def _print_score(name: str, bits: float, more: str = "") -> None:
 
 
 @cli.command()
-@click.argument("model")
+@click.argument("model", required=False)
 @as_json
-def info(model: str, as_json: bool) -> None:
+def info(model: str | None, as_json: bool) -> None:
     """Describe a model.
 
     Shows its options, tensors, vocabulary, training history, text and versions. MODEL is a run
-    folder or a checkpoint file.
+    folder or a checkpoint file; without it, the newest run's best model is described.
     """
     from charrnn import api
 

@@ -157,9 +157,10 @@ def _decoded(data: bytes, title: str, encoding: str) -> str:
         # Some codecs decode only what follows the byte order mark and count from there.
         offset = len(data) - len(error.object) + error.start
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and offset < 2
+        other = "utf-16" if wide else "utf-8" if _is_utf8(data) else "latin-1"
         raise InputError(
             f"{title} is not {encoding}: byte 0x{data[offset]:02x} at offset {offset} "
-            f"({error.reason}); try --encoding {'utf-16' if wide else 'latin-1'} or --level byte"
+            f"({error.reason}); try --encoding {other} or --level byte"
         ) from None
     except (LookupError, ValueError):
         raise InputError(
@@ -168,6 +169,14 @@ def _decoded(data: bytes, title: str, encoding: str) -> str:
         ) from None
     # The codecs of some encodings remove the mark, that of UTF-8 does not.
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def split(

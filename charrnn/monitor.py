@@ -24,7 +24,7 @@ Event = dict[str, Any]
 
 REASONS = {
     "finished": "finished",
-    "patience": "stopped: no better validation for --patience validations",
+    "patience": "stopped by --patience",
     "interrupted": "interrupted",
     "diverged": "stopped: diverged",
 }
@@ -62,7 +62,7 @@ def units(nats: float) -> str:
     perplexity = math.inf if nats > 700 else math.exp(nats)  # e^710 overflows
     return (
         f"{_number(nats)} nats/char  {_number(nats / math.log(2))} bits/char  "
-        f"perplexity {perplexity:.4g}"
+        f"perplexity {perplexity:.3g}"
     )
 
 
@@ -81,14 +81,21 @@ def command(*words: object) -> str:
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def _short(value: float) -> str:
+    """Two digits, or a whole number: ``0.52``, ``1.8``, ``123``; one digit below a tenth."""
+    if 10 <= value < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.2g}" if value >= 0.1 else f"{value:.1g}"
 
 
 class _View:
     """What is shown of one run; `take` is handed every event, `close` is called once."""
 
-    MEMORY = 50  # steps over which the shown training loss is smoothed
+    MEMORY = 20  # steps over which the shown training loss is smoothed
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -126,15 +133,16 @@ class _View:
 
     def on_start(self, e: Event) -> None:
         self.start = e
+        self.say(f"model  {e['parameters']:,} parameters, {e['vocab_size']:,} symbols")
         self.say(
-            f"{e['parameters']:,} parameters, {e['vocab_size']:,} symbols, "
-            f"{e['train_chars']:,} characters to train on, {e['val_chars']:,} to validate on"
+            f"text   {e['train_chars']:,} characters to train on, {e['val_chars']:,} to validate on"
         )
         self.say(
-            f"{e['total_steps']:,} steps of {e['batch_size']} x {e['seq_length']} characters, "
-            f"{e['steps_per_epoch']:,} to an epoch"
-            + (f"; going on after step {e['step']:,}" if e["step"] else "")
+            f"run    {e['total_steps']:,} steps of {e['batch_size']} x {e['seq_length']} "
+            f"characters, {e['steps_per_epoch']:,} to an epoch"
         )
+        if e["step"]:
+            self.say(f"       going on after step {e['step']:,}")
         if self.terminal:
             from tqdm import tqdm
 
@@ -159,30 +167,50 @@ class _View:
     def progress(self, event: Event) -> None:
         step, total = event["step"], self.start["total_steps"]
         epochs = total / self.start["steps_per_epoch"]
-        speed = event["time"]["chars_per_second"]
-        where = f"epoch {event['epoch']:.1f}/{epochs:.4g} step {step}/{total}"
-        # The terminal cuts off what does not fit, so the most wanted comes first.
-        facts = [f"{_number(self.nats)} nats {_number(self.nats / math.log(2))} bits/char"]
-        facts += [f"val {_number(self.val_nats)} nats"] if self.val_nats is not None else []
+        speed, norm = event["time"]["chars_per_second"], event["grad_norm"]
+        left = ""
         if speed > 0:
             chars = (total - step) * self.start["batch_size"] * self.start["seq_length"]
-            facts += [f"{duration(chars / speed)} left"]
-            facts += [f"{speed:,.0f} chars/s"]
-        facts += [f"grad norm {event['grad_norm']:.3g}"]
+            left = duration(chars / speed)
+        bits = self.nats / math.log(2)
+        columns = self.columns()
+        if columns >= 140:
+            where = f"epoch {event['epoch']:.1f}/{epochs:.4g} step {step}/{total}"
+            facts = [f"{_number(self.nats)} nats {_number(bits)} bits/char"]
+            facts += [f"val {_number(self.val_nats)} nats"] if self.val_nats is not None else []
+            facts += [f"{left} left", f"{speed:,.0f} chars/s"] if left else []
+            shown = ", ".join([*facts, f"grad norm {norm:.3g}"])
+            line = f"{where} |{{bar}}| {shown}"
+        else:  # everything, in 80 columns
+            digits = 3 if columns >= 90 else 2
+            where = f"ep {event['epoch']:.1f}/{_short(epochs)} {step}/{total}"
+            facts = [f"{_number(self.nats, digits)} nats {_number(bits, 2)} bits"]
+            facts += [f"val {_number(self.val_nats, digits)}"] if self.val_nats is not None else []
+            brief = left.replace(" ", "").replace("min", "m")
+            brief = brief if len(brief) < 6 else brief[:-3]  # 3h07m, but 12h
+            facts += [f"{_short(speed / 1000)}k/s {brief}"] if left else []
+            shown = " ".join([*facts, f"grad {_short(norm)}"])
+            line = f"{where}|{{bar}}|{shown}"
         if self.bar is None:
-            self.say(f"{where}: {', '.join(facts)}")
+            self.say(f"{where}: {shown}")
         else:
             self.bar.n = step
-            self.bar.bar_format = f"{where} |{{bar}}| {', '.join(facts)}"
+            self.bar.bar_format = line
             self.bar.refresh()
+
+    def columns(self) -> int:
+        """Width of the terminal; lines that go elsewhere may be long."""
+        if not self.terminal:
+            return 200
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns
+        except (OSError, ValueError, AttributeError):
+            return 80
 
     def on_validation(self, event: Event) -> None:
         self.val_nats = event["val_nats_per_char"]
         best = "  (best)" if event["best"] else ""
-        self.say(
-            f"step {event['step']:,}  epoch {event['epoch']:.1f}  "
-            f"validation {units(event['val_nats_per_char'])}{best}"
-        )
+        self.say(f"step {event['step']:,}  val {units(event['val_nats_per_char'])}{best}")
 
     def on_sample(self, event: Event) -> None:
         self.say(f"--- sample at step {event['step']:,} ---\n{event['text']}\n---")
@@ -205,7 +233,7 @@ class _View:
         }
         for name, nats in rows.items():
             if nats is not None:
-                note = f"  (step {event['best_step']:,})" if name == "best" else ""
+                note = f"  step {event['best_step']:,}" if name == "best" else ""
                 self.say(f"  {name:<10}  {units(nats)}{note}")
         if self.folder is not None:
             self.say(f"  {'model in':<10}  {self.folder}")

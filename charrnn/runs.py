@@ -17,7 +17,7 @@ from charrnn.data import STDIN, Corpus, fingerprint, fit, read_corpus, split
 from charrnn.errors import Diverged, InputError
 from charrnn.model import Model
 from charrnn.trainer import Event, Run, Text, versions
-from charrnn.vocab import Vocabulary
+from charrnn.vocab import Vocabulary, describe
 
 ARCHITECTURE = ("model", "hidden_size", "num_layers", "embedding_size", "activation", "residual")
 """Options that ``--init-from`` takes from the checkpoint."""
@@ -54,6 +54,12 @@ def start(
     run.model.initialize(config.train.seed)
     if parent is not None:
         _inherit_weights(run.model, parent.model)
+        missing = parent.vocabulary.missing(corpus.text)
+        if missing:
+            fate = "added" if on_unknown == "add" else "mapped to the unknown symbol"
+            text.notes.append(
+                f"characters that {parent.path} does not know are {fate}: {describe(missing)}"
+            )
     run.folder = runlog.new_run_folder(out_dir, corpus.name)
     if STDIN in corpus.sources:  # it cannot be read again
         data = corpus.text
@@ -75,7 +81,7 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
 
     Parameters
     ----------
-    run : its folder, or "latest": the newest below ``runs/``
+    run : its folder, one of its checkpoints, or "latest": the newest run below ``runs/``
     files : nothing, or the run's own text
     changes : options by field name; only the resumable ones may differ from the run's
 
@@ -83,17 +89,18 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
     ------
     InputError : no such run, another text, an option that may not change, or nothing left to do
     """
-    folder = checkpoint.newest_run() if run == "latest" else Path(run)
+    path = checkpoint.newest_run() if run == "latest" else Path(run)
+    folder = path.parent if path.is_file() else path
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
     facts = runlog.parse_json(config_file.read_bytes(), str(config_file))
-    last = folder / "last.safetensors"
-    source = checkpoint.load(last) if last.is_file() else None
+    source = _source(folder, path)
     try:
         config = Config.from_json((source.metadata if source is not None else facts)["config"])
         vocabulary = Vocabulary.from_json(facts["vocabulary"])
-        known, parent = facts["corpus"], facts["init_from"]
+        known = (source.metadata if source is not None else facts)["corpus"]
+        parent = facts["init_from"]
         prints = known["fingerprint"], known["val_fingerprint"]
         corpus = _same_corpus(folder, files, config, known)
     except (KeyError, TypeError) as error:
@@ -106,7 +113,9 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
             f"the {which} is not the one that {folder} was trained on: give that one as FILE, "
             "or start a new run"
         )
-    text = dataclasses.replace(_prepare(corpus, val, config, vocabulary), facts=known, notes=[])
+    text = dataclasses.replace(_prepare(corpus, val, config, vocabulary), notes=[])
+    if not files:  # else the text may have moved: the next checkpoint says where
+        text.facts = known
     if source is None:
         resumed = Run(folder, config, text)
         resumed.model.initialize(config.train.seed)
@@ -159,6 +168,20 @@ def train(
         if event["event"] == "end" and event["reason"] == "diverged":
             raise Diverged(event["message"])
     return load(run.folder)
+
+
+def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from: the one that was named, or the last; None if none was made."""
+    last = path if path.is_file() else folder / "last.safetensors"
+    if last.is_file():
+        return checkpoint.load(last)
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if others:  # beginning anew would overwrite them
+        raise InputError(
+            f"{folder} has lost its last.safetensors: go on from another one with "
+            f"--resume {folder / others[0]} (there are {', '.join(others)})"
+        )
+    return None
 
 
 # -- options ------------------------------------------------------------------------------------
@@ -232,7 +255,7 @@ def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
         event["event"] == "end" and event["reason"] == p.finished for event in runlog.read(path)
     )
     if ended:  # else it was killed between its last checkpoint and its last line
-        more = "--patience 0 or more" if p.finished == "patience" else f"more {limit}"
+        more = "--patience 0 or a larger one" if p.finished == "patience" else f"more {limit}"
         raise InputError(f"{run.folder} has ended after {p.step:,} steps: to train on, give {more}")
 
 

@@ -125,6 +125,14 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(
 
 
 @compiler_only
+@pytest.mark.skipif(os.name == "nt", reason="there is no umask")
+def test_a_group_s_umask_does_not_lose_the_cache(tmp_path: Path) -> None:
+    code = "import os; os.umask(0o002)\n" + FEW
+    assert run(code, tmp_path / "a" / "b")[0] > 0
+    assert run(code, tmp_path / "a" / "b")[0] == 0
+
+
+@compiler_only
 def test_only_old_caches_of_our_own_are_removed(
     warm: tuple[Path, list[float]], tmp_path: Path
 ) -> None:

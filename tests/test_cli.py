@@ -400,7 +400,7 @@ def test_eval_prints_every_unit(lm, tmp_path):
     assert lm.scored == [("abcé" * 3, dict(exact=False, baselines=True, on_unknown="skip"))]
     assert result.stdout == (
         f"{lm.path} on 11 characters\n"
-        "  model   1.386 nats/char  2.000 bits/char  perplexity 4  1.750 bits/byte\n"
+        "  model   1.386 nats/char  2.000 bits/char  perplexity 4  1.75 bits/byte\n"
         "  5-gram  2.079 nats/char  3.000 bits/char  perplexity 8\n"
     )
     assert result.stderr == "3 unknown characters skipped: 'é' (3 times)\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import select
 import signal
 import subprocess
@@ -105,8 +106,8 @@ def test_without_a_terminal_there_are_plain_lines(shop: Path) -> None:
     assert b"\r" not in shown and b"\x1b" not in shown
     text = shown.decode()
     for part in (
-        "symbols, 5,400 characters to train on, 600 to validate on\n",
-        "255 steps of 4 x 16 characters, 85 to an epoch\n",
+        " symbols\ntext   5,400 characters to train on, 600 to validate on\n",
+        "\nrun    255 steps of 4 x 16 characters, 85 to an epoch\n",
         "finished at step 255",
         "bits/char  perplexity",
         "(best)",
@@ -269,7 +270,8 @@ def test_a_terminal_has_a_bar(shop: Path, tmp_path: Path) -> None:
                 break
         assert process.wait(timeout=PATIENCE) == 0
     os.close(ours)
-    assert b"\repoch" in shown and b"|" in shown and b"chars/s" in shown
+    assert b"\rep " in shown and b"|" in shown and b"k/s" in shown
+    assert max(map(len, re.split("[\r\n]", shown.decode()))) <= 120
     assert shown.rstrip().endswith(f"charrnn sample {Path('runs', 'book')}".encode())
 
 

@@ -912,3 +912,32 @@ def test_validation_counts_every_target_once(whole: Path) -> None:
     lm = api.load(whole)
     ids = lm.vocabulary.encode(TEXT)
     assert evaluate.evaluate(lm.model, ids)[1] == 1499
+
+
+def test_a_lost_last_checkpoint_never_starts_over(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    go(begin(folder, **EVERY, keep=2))
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "last.safetensors"}
+    (folder / "last.safetensors").unlink()
+    with pytest.raises(InputError, match="has lost its last.safetensors: .*best.safetensors"):
+        resume(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    run = runs.resume(str(folder / "step-36.safetensors"))
+    assert run.progress.step == 36
+    assert go(run)[-1]["reason"] == "finished"
+
+
+def test_new_characters_are_named(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    go(begin(parent, max_steps=2))
+    run = begin(tmp_path / "child", TEXT + "é" * 9, init_from=parent, max_steps=2)
+    notes = [e["text"] for e in go(run) if e["event"] == "note"]
+    assert any("are added: 'é' (9 times)" in text for text in notes)
+
+
+def test_a_text_that_has_moved_is_found_the_next_time(tmp_path: Path) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved.txt"
+    go(begin(folder), 3)
+    (tmp_path / "text.txt").rename(moved)
+    go(resume(folder, [moved]), 5)
+    assert resume(folder).progress.step == 5

@@ -82,7 +82,9 @@ def _cache_folder() -> Path | None:
     try:
         root = cache_root()
         folder = root / code_hash()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        root.mkdir(exist_ok=True, mode=0o700)  # of several folders only the last would get the mode
+        folder.mkdir(exist_ok=True, mode=0o700)
         if hasattr(os, "getuid"):
             for path in (root, folder):
                 info = path.stat()
