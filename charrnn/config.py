@@ -145,7 +145,7 @@ class ModelConfig(Section):
     )
     residual: bool = option(False, "Add a layer's input to its output where the widths agree.")
     dropout: float = option(
-        0.3,
+        0.4,
         "Share of activations dropped between layers and before the output.",
         min=0,
         below=1,
@@ -190,7 +190,7 @@ class TrainConfig(Section):
 
     epochs: int | None = option(
         None,
-        "Passes over the text.  [default: 12, or no limit with --max-steps]",
+        "Passes over the text.  [default: 10, or no limit with --max-steps]",
         min=1,
         resumable=True,
         aliases=("max-epochs", "num-epochs"),
@@ -274,7 +274,7 @@ class TrainConfig(Section):
     seed: int = option(1, "Seed of weights, dropout and samples.", min=0, max=2**32 - 1)
     threads: int = option(0, "Threads; 0 = one per core.", min=0, max=1024, resumable=True)
 
-    DEFAULT_EPOCHS: typing.ClassVar[int] = 12
+    DEFAULT_EPOCHS: typing.ClassVar[int] = 10
 
     @property
     def epoch_limit(self) -> int | None:

@@ -440,7 +440,7 @@ def test_version():
 def test_help_shows_defaults_and_ranges_from_the_config():
     text = " ".join(run("train", "--help").stdout.split())
     assert "Units per layer (H). [default: 256; from 1 to 65,536]" in text
-    assert "[default: 12, or no limit with --max-steps; at least 1]" in text
+    assert "[default: 10, or no limit with --max-steps; at least 1]" in text
     assert "Model options: --model" in text
 
 
