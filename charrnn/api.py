@@ -149,11 +149,20 @@ class LanguageModel:
                 "size": self.vocabulary.size,
                 "symbols": [_shown(s) for s in self._symbols()],
             },
-            "training": {k: self.metadata["progress"].get(k) for k in TRAINING_FACTS},
+            "training": self._training(),
             "corpus": self.metadata["corpus"],
             "config": options,
             "versions": self.metadata.get("versions", {}),
         }
+
+    def _training(self) -> dict[str, Any]:
+        """How far training was, and every validation until then (nats per character)."""
+        progress = self.metadata["progress"]
+        history = {
+            f"step {step}": f"training {_loss(train)}  validation {_loss(val)}"
+            for step, train, val in progress.get("validations", [])
+        }
+        return {k: progress.get(k) for k in TRAINING_FACTS} | {"history": history}
 
     def _symbols(self) -> list[Any]:
         symbols: list[Any] = list(self.vocabulary.symbols)
@@ -168,6 +177,10 @@ class LanguageModel:
             why = "residual links" if c.residual else f"the {c.activation} activation"
             return f"has no module for {why if cell.torch_module else f'the {c.model} cell'}"
         return f"torch.nn.{cell.torch_module} loads the rnn tensors"
+
+
+def _loss(nats: float | None) -> str:
+    return "-" if nats is None else f"{nats:.4f}"
 
 
 def _shown(symbol: str | int) -> str:

@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class Progress:
     """What the newest start event in the metrics says."""
     finished: str | None = None
     """Why it ended: "finished" or "patience"."""
+    validations: list[list[Any]] = field(default_factory=list)
+    """[step, training loss, validation loss] of each, in nats per character."""
 
 
 class Run:
@@ -210,6 +212,8 @@ class Run:
             patience = self.config.train.patience
             if patience and p.validations_since_best >= patience:
                 p.finished = "patience"
+        # A loss that is not finite ends the run before anything is saved.
+        p.validations.append([p.step, p.nats_per_char, p.val_nats_per_char])
         return self._logged(
             {
                 "event": "validation",

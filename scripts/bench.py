@@ -63,6 +63,8 @@ ROWS = [
     Row("lstm", 1, 256, 32, 64, V=4500, E=256),
 ]
 RATE, CLIP = 1e-3, 5.0
+PAUSE = 0.5
+"""Seconds between turns: OpenMP's threads spin for some 0.2 s after their last work."""
 
 
 # -- child processes ----------------------------------------------------------------------------
@@ -215,16 +217,15 @@ class Child:
     """One side in a process of its own; it sleeps on its pipe until asked."""
 
     def __init__(self, side: str, index: int, folder: str, threads: int) -> None:
-        # Fewer spinning threads beside the other side's turn.
-        environment = os.environ | {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
         command = [sys.executable, __file__, "--side", side, "--folder", folder]
         self.process = subprocess.Popen(
             [*command, "--rows", str(index + 1), "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def ask(self, line: str) -> Any:
         assert self.process.stdin and self.process.stdout
+        time.sleep(PAUSE)
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
