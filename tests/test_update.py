@@ -82,7 +82,10 @@ def test_blocks_do_not_matter(name: str, guarded: Guards) -> None:
         assert all(same_bits(a, b) for a, b in zip(whole, parts, strict=True))
 
 
-def square_sum(g: np.ndarray, limit: float, i0: int = 0, i1: int = N) -> float:
+LONG = 3 * update.LANES + 7
+
+
+def square_sum(g: np.ndarray, limit: float, i0: int = 0, i1: int = LONG) -> float:
     lanes = np.full(update.LANES, np.nan)
     update.square_sum(lanes, g, g.dtype.type(limit), i0, i1)
     return float(lanes.sum())
@@ -90,10 +93,10 @@ def square_sum(g: np.ndarray, limit: float, i0: int = 0, i1: int = N) -> float:
 
 @each_dtype
 def test_square_sum(dtype: str, guarded: Guards) -> None:
-    g = guarded(np.random.default_rng(1).normal(size=N).astype(dtype))
+    g = guarded(np.random.default_rng(1).normal(size=LONG).astype(dtype))
     for limit in (np.inf, 0.6):
         clipped = np.clip(g, -g.dtype.type(limit), g.dtype.type(limit)).astype(np.float64)
-        for i0, i1 in ((0, N), (3, 90), (5, 21), (7, 9), (4, 4)):
+        for i0, i1 in ((0, LONG), (3, LONG - 90), (5, 21), (7, 9), (4, 4)):
             want = (clipped[i0:i1] ** 2).sum()
             assert square_sum(g, limit, i0, i1) == pytest.approx(want, rel=1e-14)
 
@@ -101,13 +104,13 @@ def test_square_sum(dtype: str, guarded: Guards) -> None:
 def test_square_sum_holds_what_float32_cannot() -> None:
     """Squares of float32 numbers are added in float64: neither overflow nor underflow."""
     for size in (1e30, 1e-30):
-        g = np.full(N, size, np.float32)
-        assert square_sum(g, np.inf) == pytest.approx(N * size**2, rel=1e-6)
+        g = np.full(LONG, size, np.float32)
+        assert square_sum(g, np.inf) == pytest.approx(LONG * size**2, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))
 def test_square_sum_shows_what_is_not_finite(bad: float) -> None:
-    for place in (0, 20, N - 1):
-        g = np.ones(N, np.float32)
+    for place in (0, 20, LONG - 1):
+        g = np.ones(LONG, np.float32)
         g[place] = bad
         assert not np.isfinite(square_sum(g, np.inf))

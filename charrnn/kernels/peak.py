@@ -76,9 +76,9 @@ def peak_flops(team: Any, dtype: Any = np.float32, seconds: float = 0.2) -> floa
     """
     arrays = [np.full(1, 0.5, dtype) for _ in range(team.size)]
     lanes = VECTOR_BITS // 8 // np.dtype(dtype).itemsize
+    team.run([[(multiply_adds, (x, 1))] for x in arrays])  # compile
     rounds, best, until = 1 << 14, 0.0, time.perf_counter() + seconds
-    team.run([[(multiply_adds, (x, 1))] for x in arrays])
-    while time.perf_counter() < until:
+    while best == 0 or time.perf_counter() < until:
         began = time.perf_counter()
         team.run([[(multiply_adds, (x, rounds))] for x in arrays])
         taken = time.perf_counter() - began

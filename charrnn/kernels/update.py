@@ -15,25 +15,23 @@ import numpy as np
 
 from charrnn.kernels.jit import kernel
 
-LANES = 16
+LANES = 512
 
 
 @kernel
 def square_sum(lanes, g, limit, i0, i1):
     """Sum of squares of g clipped to +-limit, in float64, as `LANES` interleaved partial sums.
 
-    ``lanes`` (LANES,) float64 is overwritten.
+    ``lanes`` (LANES,) float64 is overwritten. So many that the loop over them becomes vectors: 16
+    took three times as long.
     """
-    for j in range(LANES):
-        lanes[j] = 0.0
-    whole = i0 + (i1 - i0) // LANES * LANES
-    for i in range(i0, whole, LANES):
-        for j in range(LANES):
-            x = np.float64(min(max(g[i + j], -limit), limit))
+    g = g[i0:i1]
+    lanes[:] = 0.0
+    for start in range(0, g.size, LANES):
+        row = g[start : start + LANES]
+        for j in range(row.size):
+            x = np.float64(min(max(row[j], -limit), limit))
             lanes[j] += x * x
-    for i in range(whole, i1):
-        x = np.float64(min(max(g[i], -limit), limit))
-        lanes[i - whole] += x * x
 
 
 @kernel
