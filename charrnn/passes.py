@@ -21,7 +21,7 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, packed_pair, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import panel, weight_product
+from charrnn.kernels.gemm import ROWS, panel, panels, weight_product
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
 from charrnn.stack import LINE, Stack, Window
 from charrnn.threads import Item, share
@@ -136,13 +136,18 @@ class Pass:
             self.weights.append(calls)
 
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
+        """One part of a weight's gradient: a share of its columns, or of its rows if narrow."""
         gradient, inputs, dgates, first, last, shift = product
-        width = panel(gradient.dtype)
-        c0, c1 = share(last - first, part, self.parts, width)
-        if c0 == c1:
+        m0, m1, c0, c1 = 0, len(gradient), first, last
+        if panels(last - first, gradient.dtype) >= 4 * self.parts:
+            c0, c1 = share(last - first, part, self.parts, panel(gradient.dtype))
+            c0, c1 = first + c0, first + c1
+        else:
+            m0, m1 = share(len(gradient), part, self.parts, ROWS)
+        if m0 == m1 or c0 == c1:
             return []
         scratch = self.model.scratch[part]
-        args = (gradient, inputs, dgates, first + c0, first + c1, shift, scratch, again)
+        args = (gradient, inputs, dgates, m0, m1, c0, c1, shift, scratch, again)
         return [(weight_product, args)]
 
     # -- running --------------------------------------------------------------------------------

@@ -208,19 +208,20 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
             want = (A.T @ D)[:, shift:]
             C = guarded(old(rng, (k, n), dtype, accumulate))
             want = want + C if accumulate else want
-            middle = n // 3
-            for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
-                before = C.copy()
-                weight_product(C, A, D, c0, c1, shift, scratch, accumulate)
-                outside = np.r_[0:c0, c1:n]
-                assert same_bits(C[:, outside], before[:, outside])
+            top, middle = k // 2, n // 3
+            for m0, m1 in ((0, top), (top, k)):
+                for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
+                    before = C.copy()
+                    weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate)
+                    before[m0:m1, c0:c1] = C[m0:m1, c0:c1]
+                    assert same_bits(C, before)  # nothing else has changed
             assert equal(C, want), (rows, k, n, shift)
 
 
 @compiled_only
 @each_dtype
 def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
-    """Several depths of scratch; and the bits do not depend on how columns are shared out."""
+    """Several depths of scratch; and the bits do not depend on how C is shared out."""
     rng, n, rows, k = np.random.default_rng(7), panel(dtype) + 9, 2 * DEPTH + 37, 21
     A, D = rng.normal(size=(rows, k)).astype(dtype), rng.normal(size=(rows, n)).astype(dtype)
     scratch = guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
@@ -228,8 +229,12 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     for cuts in ([0, n], [0, 16, n], [0, 1, 2, n - 3, n]):
         C = guarded(np.full((k, n), np.nan, dtype))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
-            weight_product(C, A, D, c0, c1, 0, scratch, False)
+            weight_product(C, A, D, 0, k, c0, c1, 0, scratch, False)
         results.append(C)
+    C = guarded(np.full((k, n), np.nan, dtype))
+    for m0, m1 in ((0, 3), (3, 16), (16, k)):
+        weight_product(C, A, D, m0, m1, 0, n, 0, scratch, False)
+    results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
     exact = A.astype(np.float64).T @ D.astype(np.float64)
     assert relative_error(results[0], exact) < 100 * np.finfo(dtype).eps

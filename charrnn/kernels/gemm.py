@@ -129,14 +129,15 @@ def gemm(C, A, P, accumulate):
     C[...] = C + product if accumulate else product
 
 
-def gemm_tn(C, A, D, c0, c1, shift, scratch, accumulate):
-    """``C[:, c0:c1] = A.T @ D[:, c0 + shift : c1 + shift]``, or ``+=``: a weight gradient.
+def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+    """A weight gradient, or the part ``C[m0:m1, c0:c1]`` of it.
 
-    C (K, N), A (R, K) and D (R, at least N) have contiguous rows; R is all rows of a window.
+    ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
+    shift + N) with contiguous rows; R is all rows of a window.
     ``scratch`` has `scratch_size` elements.
     """
-    product = A.T @ D[:, c0 + shift : c1 + shift]
-    C[:, c0:c1] = C[:, c0:c1] + product if accumulate else product
+    product = A[:, m0:m1].T @ D[:, c0 + shift : c1 + shift]
+    C[m0:m1, c0:c1] = C[m0:m1, c0:c1] + product if accumulate else product
 
 
 def _unpacked(P, columns):
@@ -187,26 +188,26 @@ def _product(C, A, P, T, M, N, K, c_step, c_row, a_step, a_row, accumulate):
 
 
 @overload(gemm_tn)
-def _gemm_tn(C, A, D, c0, c1, shift, scratch, accumulate):
+def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
     width = panel(str(D.dtype))
 
-    def impl(C, A, D, c0, c1, shift, scratch, accumulate):
-        R, M = A.shape
+    def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+        R = A.shape[0]
         ldc = C.strides[0] // C.itemsize
         lda = A.strides[0] // A.itemsize
         ldd = D.strides[0] // D.itemsize
         for r0 in range(0, R, DEPTH):
             depth = min(DEPTH, R - r0)
-            for m0 in range(0, M, ROWS):  # A's columns, ROWS by ROWS, behind the room for D's panel
-                start = DEPTH * (width + m0)
-                rows = min(ROWS, M - m0)
+            for first in range(m0, m1, ROWS):  # A's columns, behind the room for D's panel
+                start = DEPTH * (width + first - m0)
+                rows = min(ROWS, m1 - first)
                 if rows == ROWS:
                     for r in range(depth):
-                        copy_rows(scratch, start + r * ROWS, A, (r0 + r) * lda + m0)
+                        copy_rows(scratch, start + r * ROWS, A, (r0 + r) * lda + first)
                 else:
                     for r in range(depth):
                         for m in range(rows):
-                            scratch[start + r * ROWS + m] = A[r0 + r, m0 + m]
+                            scratch[start + r * ROWS + m] = A[r0 + r, first + m]
             for j0 in range(c0, c1, width):
                 columns = min(width, c1 - j0)
                 if columns == width:
@@ -216,19 +217,19 @@ def _gemm_tn(C, A, D, c0, c1, shift, scratch, accumulate):
                     for r in range(depth):
                         for j in range(columns):
                             scratch[r * width + j] = D[r0 + r, j0 + j + shift]
-                for m0 in range(0, M, ROWS):
+                for first in range(m0, m1, ROWS):
                     _tile(
-                        C, m0 * ldc + j0, ldc, scratch, DEPTH * (width + m0), 1, ROWS,
-                        scratch, 0, depth, min(ROWS, M - m0), columns, accumulate or r0 > 0,
+                        C, first * ldc + j0, ldc, scratch, DEPTH * (width + first - m0), 1, ROWS,
+                        scratch, 0, depth, min(ROWS, m1 - first), columns, accumulate or r0 > 0,
                     )  # fmt: skip
 
     return impl
 
 
 @kernel
-def weight_product(C, A, D, c0, c1, shift, scratch, accumulate):
+def weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
     """`gemm_tn` as a kernel of its own."""
-    gemm_tn(C, A, D, c0, c1, shift, scratch, accumulate)
+    gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate)
 
 
 @intrinsic(prefer_literal=False)
