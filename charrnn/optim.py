@@ -21,6 +21,9 @@ from charrnn.threads import Call, Item, Team
 BLOCK = 1 << 15
 """Elements that one call works on."""
 
+SMALL = 4 * BLOCK
+"""Elements of an array for which other threads are not worth waking."""
+
 MOMENTS = {
     "sgd": (),
     "momentum": ("v",),
@@ -103,7 +106,7 @@ class Optimizer:
 
     def _shared(self, calls: list[Call]) -> list[Item]:
         """The calls one by one, or all in one where other threads are not worth waking."""
-        return [calls] if self.params.flat.size < 4 * BLOCK else [[call] for call in calls]
+        return [calls] if self.params.flat.size < SMALL else [[call] for call in calls]
 
 
 def _blocks(first: int, last: int) -> list[tuple[int, int]]:

@@ -5,11 +5,22 @@ from collections.abc import Iterator
 import pytest
 from support import Guards
 
+from charrnn import optim, passes
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "portable: also runs without the compiler and for other processors"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads_that_work() -> Iterator[None]:
+    """Small models, too, are shared by all threads that a test asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "SMALL", 0)
+        patch.setattr(optim, "SMALL", 0)
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ Parameters of a layer: ``Wx (D, G*H)``, ``Wh (H, G*H)``, ``b (G*H,)`` with the g
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ def zeros_like(arrays: Mapping[str, Any]) -> Arrays:
 # --- Cells ------------------------------------------------------------------------------------
 
 
-class Cell:
+class Cell(ABC):
     """A recurrent layer: the loop over time; its subclasses hold the arithmetic of one step."""
 
     gates: str
@@ -95,13 +96,13 @@ class Cell:
             dx.append(dx_t)
         return dparams, np.stack(dx[::-1]), dstate
 
+    @abstractmethod
     def step(self, p: Any, x: Array, state: Arrays) -> tuple[Arrays, Any]:
         """One time step: the next state, and what `step_back` needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step_back(self, p: Any, d: Any, step: Any, dstate: Arrays) -> tuple[Array, Arrays]:
         """Undo `step`: adds to the gradients ``d``; returns dx and the earlier state's gradient."""
-        raise NotImplementedError
 
     def _by_gate(self, params: Arrays, activation: str) -> SimpleNamespace:
         """Views ``p.<gate>.Wx``, ``.Wh``, ``.b``, and the cell's other parameters by name."""

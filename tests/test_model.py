@@ -145,6 +145,14 @@ def test_threads_do_not_matter(cell: str, options: dict[str, Any]) -> None:
         assert_same_bits(training_bits(cell, threads, (3, 7), **options), one)
 
 
+def test_small_windows_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = training_bits("lstm", 3, (3, 7), **FULL)
+    monkeypatch.setattr(passes, "SMALL", 1 << 22)
+    model = networks.make("lstm", dtype="float32", threads=3, **FULL)
+    assert [len(model.train_pass(3, 7).forward), len(model.train_pass(3, 7).weights)] == [1, 1]
+    assert_same_bits(training_bits("lstm", 3, (3, 7), **FULL), shared)
+
+
 @each_cell
 def test_a_second_run_has_the_same_bits(cell: str) -> None:
     """Work arrays carry nothing over from what was computed before."""

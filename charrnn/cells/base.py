@@ -19,6 +19,7 @@ The gradients of the weights are products over all T*B rows, which `weight_produ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Product(NamedTuple):
     shift: int
 
 
-class Cell:
+class Cell(ABC):
     """One kind of recurrent layer. Stateless: arrays come in as dictionaries by name.
 
     ``p`` holds a layer's weights, ``k`` what `packing` made of them, ``w`` the work arrays of a
@@ -63,7 +64,7 @@ class Cell:
         G = self.gates
         return {"Wx": (D, G * H), "Wh": (H, G * H), "b": (G * H,)}
 
-    def initialize(self, p: Arrays) -> None:
+    def initialize(self, p: Arrays) -> None:  # noqa: B027 (a hook that may stay empty)
         """Adjust freshly drawn uniform weights in place; most cells have nothing to do."""
 
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
@@ -77,17 +78,17 @@ class Cell:
         k, calls = packed_pair("Wh", p["Wh"], gradient)
         return k, calls
 
+    @abstractmethod
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
         """The call that runs the rows through all time steps.
 
         ``ids`` (T, B) int32 for a layer that reads characters; (0, 0) if ``gates`` already holds
         the projected input.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
         """The call that takes the rows back through time."""
-        raise NotImplementedError
 
     def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:
         """The products that give the recurrent weights' gradients ``g``."""

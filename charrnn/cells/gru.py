@@ -52,6 +52,7 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1):
 def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
+    new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
     one = dh.dtype.type(1)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
@@ -63,13 +64,17 @@ def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
             for j in range(H):  # h_t = (1 - z) n + z h_(t-1)
                 carry[j] = d[j] * z[j]
             for j in range(H):
-                candidate, gate, dh1 = n[j], z[j], d[j]
-                n[j] = dh1 * (one - gate) * (one - candidate * candidate)
-                z[j] = dh1 * (h0[j] - candidate) * gate * (one - gate)
+                new[j] = d[j] * (h0[j] - n[j]) * z[j] * (one - z[j])
+            for j in range(H):
+                n[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
+            for j in range(H):
+                z[j] = new[j]
             for j in range(H):  # n = tanh(... + r q)
-                gate, dn, product = reset[j], n[j], q[j]
-                reset[j] = dn * product * gate * (one - gate)
-                q[j] = dn * gate
+                new[j] = n[j] * q[j] * reset[j] * (one - reset[j])
+            for j in range(H):
+                q[j] = n[j] * reset[j]
+            for j in range(H):
+                reset[j] = new[j]
         gemm(dh0[r0:r1], gates[t, r0:r1, : 2 * H], Wh_rzT, True)
         gemm(dh0[r0:r1], gates[t, r0:r1, 3 * H :], Wh_nT, True)
 

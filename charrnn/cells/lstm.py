@@ -53,7 +53,7 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1):
 def backward(dh, dh0, dc, gates, c, WhT, r0, r1):
     """Undo `forward`. dh (T, B, H); dh0, dc (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
-    tanh_c = np.empty(H, dh.dtype)
+    tanh_c, di = np.empty(H, dh.dtype), np.empty(H, dh.dtype)
     one = dh.dtype.type(1)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
@@ -69,9 +69,11 @@ def backward(dh, dh0, dc, gates, c, WhT, r0, r1):
             for j in range(H):
                 o[j] = d[j] * tanh_c[j] * o[j] * (one - o[j])
             for j in range(H):  # c_t = f c_(t-1) + i g
-                gate, candidate, dm = i[j], g[j], m[j]
-                i[j] = dm * candidate * gate * (one - gate)
-                g[j] = dm * gate * (one - candidate * candidate)
+                di[j] = m[j] * g[j] * i[j] * (one - i[j])
+            for j in range(H):
+                g[j] = m[j] * i[j] * (one - g[j] * g[j])
+            for j in range(H):
+                i[j] = di[j]
             for j in range(H):
                 gate, dm = f[j], m[j]
                 f[j] = dm * c0[j] * gate * (one - gate)
