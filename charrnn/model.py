@@ -135,7 +135,7 @@ class Model:
         run.run_forward()
         logits = np.empty((*run.ids.shape, self.vocab_size), self.config.dtype)
         for block in run.blocks:
-            self.team.run(block.logits)
+            self.team.program(block.logits).run()
             logits[block.t0 : block.t1] = block.array
         return {"output": run.window.w[-1]["h"][1:].copy(), "logits": logits}, run.state()
 
@@ -144,17 +144,13 @@ class Model:
     ) -> tuple[np.ndarray, State]:
         """Nats of every target given the characters before it: (T, B), and the state after."""
         run = self._load("forward", ids, state, targets)
-        run.run_forward()
-        for block in run.blocks:
-            self.team.run(block.losses)
+        run.run_losses()
         return run.losses.copy(), run.state()
 
     def next_logits(self, ids: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
         """Logits (B, V) of the character after the last of ``ids`` (T, B), and the state."""
         run = self._load("next", ids, state)
-        run.run_forward()
-        self.team.run(run.blocks[-1].logits)
-        return run.blocks[-1].array[-1].copy(), run.state()
+        return run.run_next().copy(), run.state()
 
     def gradients(
         self, ids: np.ndarray, targets: np.ndarray, state: State | None = None

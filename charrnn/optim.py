@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from charrnn.config import TrainConfig
 from charrnn.kernels import update
 from charrnn.params import Params
-from charrnn.threads import Call, Item, Team
+from charrnn.threads import Call, Phase, Program, Team, share
 
 BLOCK = 1 << 15
 """Elements that one call works on."""
@@ -57,8 +58,12 @@ class Optimizer:
         self.moments = {
             name: Params(params.shapes, params.flat.dtype) for name in MOMENTS[config.optimizer]
         }
-        self._blocks = _blocks(0, params.decayed) + _blocks(params.decayed, params.flat.size)
-        self._lanes = np.zeros((len(self._blocks), update.LANES))
+        self._groups = [(config.decay, 0, params.decayed), (0.0, params.decayed, params.flat.size)]
+        real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
+        self._numbers = [np.zeros(2 + len(arguments(config, 0, 1, 0)), real) for _ in self._groups]
+        self._norm_programs: dict[float, Program] = {}
+        blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
+        self._lanes = np.zeros((blocks, update.LANES))
 
     def clip(self) -> Clipping:
         """Measure the gradient. Nothing is written: `step` applies the factor."""
@@ -70,43 +75,51 @@ class Optimizer:
         return Clipping(norm, scale)
 
     def _norm(self, limit: float) -> float:
-        self.team.run(self.norm_items(limit))
+        if limit not in self._norm_programs:
+            self._norm_programs[limit] = self.team.program(self.norm_phase(limit))
+        self._norm_programs[limit].run()
         return math.sqrt(self._lanes.sum())
-
-    def norm_items(self, limit: float) -> list[Item]:
-        """The kernel calls of `clip`."""
-        g = self.grads.flat
-        limit = g.dtype.type(limit)
-        return self._shared(
-            [
-                (update.square_sum, (lanes, g, limit, i0, i1))
-                for lanes, (i0, i1) in zip(self._lanes, self._blocks, strict=True)
-            ]
-        )
 
     def step(self, rate: float, number: int, clipping: Clipping) -> None:
         """Training step ``number`` (from 1) at this learning rate."""
-        self.team.run(self.items(rate, number, clipping))
+        limit = self.config.grad_clip_value or math.inf
+        _, arguments = RULES[self.config.optimizer]
+        for numbers, (decay, _, _) in zip(self._numbers, self._groups, strict=True):
+            numbers[:] = (limit, clipping.scale, *arguments(self.config, rate, number, decay))
+        self._step_program.run()
 
-    def items(self, rate: float, number: int, clipping: Clipping) -> list[Item]:
+    @cached_property
+    def _step_program(self) -> Program:
+        return self.team.program(self.step_phase())
+
+    def norm_phase(self, limit: float) -> Phase:
+        """The kernel calls of `clip`."""
+        g, lanes = self.grads.flat, iter(self._lanes)
+        return self._shared(
+            [
+                (update.square_sum, (next(lanes), g, g.dtype.type(limit), i0, i1))
+                for _, first, last in self._groups
+                for i0, i1 in _blocks(first, last)
+            ]
+        )
+
+    def step_phase(self) -> Phase:
         """The kernel calls of `step`."""
-        real = self.params.flat.dtype.type
-        limit = real(self.config.grad_clip_value or math.inf)
+        kernel, _ = RULES[self.config.optimizer]
         arrays = (self.params.flat, *(m.flat for m in self.moments.values()), self.grads.flat)
-        kernel, arguments = RULES[self.config.optimizer]
-        by_decay = {}
-        for decay in (self.config.decay, 0.0):  # vectors do not decay
-            numbers = arguments(self.config, rate, number, decay)
-            by_decay[decay] = tuple(real(x) for x in numbers)
-        calls: list[Call] = []
-        for i0, i1 in self._blocks:
-            numbers = by_decay[self.config.decay if i0 < self.params.decayed else 0.0]
-            calls.append((kernel, (*arrays, *numbers, limit, real(clipping.scale), i0, i1)))
-        return self._shared(calls)
+        return self._shared(
+            [
+                (kernel, (*arrays, numbers, i0, i1))
+                for numbers, (_, first, last) in zip(self._numbers, self._groups, strict=True)
+                for i0, i1 in _blocks(first, last)
+            ]
+        )
 
-    def _shared(self, calls: list[Call]) -> list[Item]:
-        """The calls one by one, or all in one where other threads are not worth waking."""
-        return [calls] if self.params.flat.size < SMALL else [[call] for call in calls]
+    def _shared(self, calls: list[Call]) -> Phase:
+        """A run of calls for every thread, or all for one where others are not worth waking."""
+        parts = 1 if self.params.flat.size < SMALL else self.team.size
+        bounds = [share(len(calls), part, parts) for part in range(parts)]
+        return [calls[first:last] for first, last in bounds]
 
 
 def _blocks(first: int, last: int) -> list[tuple[int, int]]:

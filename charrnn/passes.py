@@ -15,6 +15,7 @@ No sum crosses a share, so that the bits do not depend on how many there are.
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from charrnn.errors import InputError
 from charrnn.kernels.gemm import ROWS, panel, panels, weight_product
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
 from charrnn.stack import LINE, Stack, Window
-from charrnn.threads import Item, share
+from charrnn.threads import Item, Phase, Program, share
 
 if TYPE_CHECKING:
     from charrnn.model import Model
@@ -63,6 +64,7 @@ class Pass:
         self.packed_version = -1
         self.like = like
         self.shorter: dict[int, Pass] = {}
+        self.programs: dict[str, Program] = {}
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
@@ -161,12 +163,10 @@ class Pass:
             self.shorter[T] = Pass(self.model, T, B, self.kind, self.dropout, like=self)
         return self.shorter[T]
 
-    def items(self) -> list[Item]:
-        """All kernel calls of a pass."""
-        items = [*self.pack, *self.forward]
-        for block in self.blocks:
-            items += [*block.logits, *block.losses, *block.gradients, *block.weights]
-        return [*items, *self.backward, *self.weights] if self.training else items
+    def phases(self) -> list[Phase]:
+        """All that a training step does up to the gradients."""
+        blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
+        return [self.pack, self.forward, *blocks, self.backward, self.weights]
 
     def set_state(self, state: State | None) -> None:
         """Put the state (L, B, H) before the window; None is zero."""
@@ -199,22 +199,38 @@ class Pass:
         for i, key in enumerate(self.window.keys):
             key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
 
-    def run_forward(self) -> None:
+    def run(self, name: str, *phases: Phase) -> None:
+        """Run phases that follow the packing of the weights; ``name`` stands for them."""
         owner = self.like or self
         if owner.packed_version != self.model.version:
-            self.team.run(self.pack)
+            owner.pack_program.run()
             owner.packed_version = self.model.version
-        self.team.run(self.forward)
+        if name not in self.programs:
+            self.programs[name] = self.team.program(*phases)
+        self.programs[name].run()
+
+    def run_forward(self) -> None:
+        self.run("forward", self.forward)
+
+    def run_losses(self) -> None:
+        """Forward, and every target's loss."""
+        self.run("losses", self.forward, *(block.losses for block in self.blocks))
+
+    def run_next(self) -> np.ndarray:
+        """Forward; the logits (B, V) of the last step."""
+        self.run("next", self.forward, self.blocks[-1].logits)
+        return self.blocks[-1].array[-1]
 
     def run_gradients(self) -> float:
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
-        self.run_forward()
-        for block in self.blocks:
-            self.team.run(block.gradients)
-            self.team.run(block.weights)
-        for w in self.window.w:
-            for s in self.model.cell.states:
-                w[f"d{s}0"].fill(0)
-        self.team.run(self.backward)
-        self.team.run(self.weights)
+        self.gradient_program.run()
+        (self.like or self).packed_version = self.model.version
         return float(self.losses.sum(dtype=np.float64)) / self.losses.size
+
+    @cached_property
+    def pack_program(self) -> Program:
+        return self.team.program(self.pack)
+
+    @cached_property
+    def gradient_program(self) -> Program:
+        return self.team.program(*self.phases())

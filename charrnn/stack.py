@@ -16,7 +16,7 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows, whole
 from charrnn.config import ModelConfig
-from charrnn.kernels.dropout import add, link, unlink
+from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
@@ -138,6 +138,7 @@ class Window:
             if self.has_link(i):
                 mask = (self.keys[i], self.threshold, self.scale)
                 calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, r0, r1)))
+            calls += [(clear, (w[f"d{s}0"], r0, r1)) for s in stack.cell.states]
             calls.append(stack.cell.backward(p, k, w, r0, r1))
             if not stack.reads_ids(i):
                 calls.append((back_project, (self.dx[i], w["gates"], k["WxT"], r0, r1)))

@@ -1,22 +1,28 @@
-"""A team of threads that share lists of kernel calls.
+"""A team of threads that walk through phases of kernel calls together.
 
-Kernels release the interpreter's lock, so plain Python threads run them side by side. Which thread
-takes which item is left to chance; items never write to the same place, so it cannot show.
+Kernels release the interpreter's lock, so plain Python threads run them side by side. Each thread
+has a table of calls of its own, and meets the others after every phase by spinning on a counter
+(a microsecond) rather than through the interpreter and the system (50). Who does what is fixed,
+and the items of a phase never write to the same place: timing cannot show in the results.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from queue import SimpleQueue
-from typing import Any
 
-Call = tuple[Any, tuple[Any, ...]]
-"""A kernel and its arguments."""
+import numpy as np
+
+from charrnn.kernels.program import YIELD, Call, Table, await_change, meet
 
 Item = Sequence[Call]
 """Calls that are made one after the other."""
+
+Phase = Sequence[Item]
+"""Items that may be done in any order, or side by side."""
 
 
 def available() -> int:
@@ -31,53 +37,89 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._work: SimpleQueue[Iterator[Item] | None] = SimpleQueue()
-        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
-        self._helpers: list[threading.Thread] = []
+        self.arrivals = np.zeros(8, np.int64)  # each counter has a cache line of its own
+        self.met = np.zeros((size, 8), np.int64)
+        self._helpers: list[_Helper] = []
 
-    def run(self, items: Sequence[Item]) -> None:
-        """Work through all items and return when the last one is finished."""
-        if self.size == 1 or len(items) == 1:
-            _drain(iter(items))
-            return
-        self._start()
-        shared = iter(items)  # taking the next of a list's iterator is one step under the lock
-        helpers = min(self.size, len(items)) - 1
-        for _ in range(helpers):
-            self._work.put(shared)
-        try:
-            _drain(shared)
-        finally:
-            errors = [self._done.get() for _ in range(helpers)]
-        for error in filter(None, errors):
-            raise error
+    def program(self, *phases: Phase) -> Program:
+        """Make phases ready to run one after the other; compiles what is not compiled yet."""
+        return Program(self, phases)
 
-    def _start(self) -> None:
+    def helpers(self) -> list[_Helper]:
+        """The other threads."""
         while len(self._helpers) < self.size - 1:
-            thread = threading.Thread(target=self._help, name="charrnn", daemon=True)
-            self._helpers.append(thread)
-            thread.start()
-
-    def _help(self) -> None:
-        while (shared := self._work.get()) is not None:
-            error = None
-            try:
-                _drain(shared)
-            except BaseException as e:  # handed to the caller
-                error = e
-            self._done.put(error)
+            self._helpers.append(_Helper())
+        return self._helpers
 
     def close(self) -> None:
         """Let the helpers end."""
-        for _ in self._helpers:
-            self._work.put(None)
+        for helper in self._helpers:
+            helper.give(None)
         self._helpers.clear()
 
 
-def _drain(items: Iterator[Item]) -> None:
-    for item in items:
-        for kernel, arguments in item:
-            kernel(*arguments)
+class Program:
+    """Phases of calls, as one table for each thread that takes part."""
+
+    def __init__(self, team: Team, phases: Sequence[Phase]) -> None:
+        self.team = team
+        self.parties = min(team.size, max([1, *map(len, phases)]))
+        calls: list[list[Call]] = [[] for _ in range(self.parties)]
+        for phase in phases:
+            for i, item in enumerate(phase):
+                calls[i % self.parties] += item
+            for mine, met in zip(calls, team.met, strict=False):
+                if self.parties > 1:
+                    mine.append((meet, (team.arrivals, met, self.parties, YIELD)))
+        self.tables = [Table(c) for c in calls]
+
+    def run(self, rounds: int = 1) -> None:
+        """Go through all phases ``rounds`` times; the last item is finished on return."""
+        if self.parties == 1:
+            self.tables[0].walk(rounds)
+            return
+        team = self.team
+        team.met[:] = team.arrivals[0]
+        try:
+            for helper, table in zip(team.helpers(), self.tables[1:], strict=False):
+                helper.give((table, rounds))
+            self.tables[0].walk(rounds)
+        except BaseException:  # Ctrl-C on the way in: nobody may wait for this thread
+            team.arrivals[0] += 1 << 40
+            for helper in team.helpers():
+                helper.finish()
+            raise
+
+
+class _Helper:
+    """A thread that walks through the tables that it is given."""
+
+    def __init__(self) -> None:
+        self._given = np.zeros(8, np.int64)
+        self._done = 0
+        self._jobs: SimpleQueue[tuple[Table, int] | None] = SimpleQueue()
+        threading.Thread(target=self._work, name="charrnn", daemon=True).start()
+
+    def give(self, job: tuple[Table, int] | None) -> None:
+        """The next job; None ends the thread."""
+        self._jobs.put(job)
+        self._given[0] += 1
+
+    def finish(self) -> None:
+        """Wait until all that was given is done."""
+        while self._done < self._given[0]:
+            time.sleep(1e-3)
+
+    def _work(self) -> None:
+        while True:
+            await_change(self._given, self._done)  # waking up would take longer
+            job = self._jobs.get()
+            if job is not None:
+                table, rounds = job
+                table.walk(rounds)
+            self._done += 1
+            if job is None:
+                return
 
 
 def share(total: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:

@@ -375,12 +375,9 @@ class Run:
 
     def _compile_note(self) -> list[str]:
         """Word of the compilation that is to come, if there is any."""
-        items = [
-            *self.window.items(),
-            *self.optimizer.items(1.0, 1, Clipping(1.0, 1.0)),
-            *self.optimizer.norm_items(math.inf),
-        ]
-        count = jit.uncompiled(call for item in items for call in item)
+        optimizer = self.optimizer
+        phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
+        count = jit.uncompiled(call for phase in phases for item in phase for call in item)
         if not count:
             return []
         return [f"compiling {count} kernels, once per installation: some ten seconds"]

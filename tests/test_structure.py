@@ -97,7 +97,7 @@ def test_only_monitor_draws_bars() -> None:
 # Module -> what of ours it may import. A folder's name stands for all in it.
 CORE = {
     "errors": set(),
-    "threads": set(),
+    "threads": {"kernels"},
     "params": set(),
     "atomic": {"errors"},
     "config": {"errors"},

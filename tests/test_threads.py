@@ -1,15 +1,16 @@
-"""The team of threads: every item once, errors arrive, and it works again afterwards."""
+"""The team of threads: every call once, phases in order, and it works again after an interrupt."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any
 
+import numpy as np
 import pytest
 
-from charrnn.threads import Team, available, share
+from charrnn.kernels import program
+from charrnn.kernels.jit import kernel
+from charrnn.threads import Phase, Team, available, share
 
 
 @pytest.fixture(params=(1, 2, 7))
@@ -19,66 +20,102 @@ def team(request: pytest.FixtureRequest) -> Iterator[Team]:
     team.close()
 
 
-def notes(team: Team, count: int) -> list[Any]:
-    """What is noted if each of ``count`` items notes its number and then that it is done."""
-    noted: list[Any] = []
-    team.run([[(noted.append, (i,)), (noted.append, (f"{i} done",))] for i in range(count)])
-    return noted
+@kernel
+def put(out, i, value):
+    out[i] += value
 
 
-def test_every_item_is_done_once(team: Team) -> None:
+@kernel
+def add_up(out, i, x):
+    """Item i of a phase: what all items of the phase before wrote, and one more."""
+    total = 1
+    for j in range(x.size):
+        total += x[j]
+    out[i] = total
+
+
+def chain(x: np.ndarray) -> list[Phase]:
+    """Phases of which each needs all of the one before: row n of ``x`` (n, items) from row n-1."""
+    return [
+        [[(add_up, (after, i, before))] for i in range(x.shape[1])]
+        for before, after in zip(x, x[1:], strict=False)
+    ]
+
+
+def want(x: np.ndarray) -> np.ndarray:
+    rows = [0]
+    while len(rows) < len(x):
+        rows.append(rows[-1] * x.shape[1] + 1)
+    return np.repeat(np.array(rows)[:, None], x.shape[1], axis=1)
+
+
+def test_every_call_is_made_once(team: Team) -> None:
     for count in (0, 1, 2, 3, 7, 8, 500):
-        noted = notes(team, count)
-        assert sorted(map(str, noted)) == sorted(
-            [str(i) for i in range(count)] + [f"{i} done" for i in range(count)]
-        )
-        for i in range(count):
-            assert noted.index(i) < noted.index(f"{i} done")
+        out = np.zeros(count, np.int64)
+        work = team.program([[(put, (out, i, 1)), (put, (out, i, 10))] for i in range(count)])
+        for n in range(1, 4):
+            work.run()
+            assert (out == 11 * n).all()
+        work.run(5)
+        assert (out == 88).all()
+
+
+def test_numbers_and_arrays_arrive_as_they_are(team: Team) -> None:
+    for real in (np.float32, np.float64):
+        out = np.zeros((2, 3, 4), real)
+        part = out[1, :, 1]  # not contiguous
+        team.program([[(put, (part, 2, real(-1.1)))]]).run()
+        assert part[2] == real(-1.1) and np.count_nonzero(out) == 1
+    out = np.zeros(1, np.int64)
+    team.program([[(put, (out, 0, np.uint32(2**32 - 1))), (put, (out, 0, -(2**40)))]]).run()
+    assert out[0] == 2**32 - 1 - 2**40
+
+
+def test_a_phase_sees_all_of_the_one_before(team: Team) -> None:
+    for items in (1, 2, 5, 7):
+        x = np.zeros((9, items), np.int64)
+        work = team.program(*chain(x))
+        for _ in range(200):
+            x[1:] = 0
+            work.run()
+            assert (x == want(x)).all()
+
+
+def test_programs_of_different_width_take_turns(team: Team) -> None:
+    arrays = [np.zeros((5, items), np.int64) for items in (7, 2, 1, 3)]
+    programs = [team.program(*chain(x)) for x in arrays]
+    for _ in range(50):
+        for x, work in zip(arrays, programs, strict=True):
+            x[1:] = 0
+            work.run()
+            assert (x == want(x)).all()
 
 
 def test_an_item_may_be_empty(team: Team) -> None:
-    team.run([[], [], []])
+    team.program([[], [], []]).run()
+    team.program().run()
 
 
-def test_threads_work_side_by_side() -> None:
-    """Three items that wait for each other: fewer than three threads would never finish."""
-    team, barrier = Team(3), threading.Barrier(3)
-    team.run([[(barrier.wait, (10,))] for _ in range(3)])
+def test_an_interrupt_on_the_way_in_stops_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    team, x = Team(3), np.zeros((4, 3), np.int64)
+    work = team.program(*chain(x))
+    work.run()
+
+    def interrupted(self: program.Table, rounds: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        walk(self, rounds)
+
+    walk = program.Table.walk
+    with monkeypatch.context() as patch:
+        patch.setattr(program.Table, "walk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            work.run()
+    for _ in range(20):
+        x[1:] = 0
+        work.run()
+        assert (x == want(x)).all()
     team.close()
-
-
-def test_nothing_runs_on_after_the_return(team: Team) -> None:
-    done: list[float] = []
-
-    def slow() -> None:
-        time.sleep(0.02)
-        done.append(0)
-
-    team.run([[(slow, ())] for _ in range(7)])
-    assert len(done) == 7
-
-
-@pytest.mark.parametrize("bad", (0, 3, 9))
-def test_an_error_reaches_the_caller(team: Team, bad: int) -> None:
-    def work(i: int) -> None:
-        time.sleep(0.001)  # so that every thread gets an item
-        if i == bad:
-            raise ZeroDivisionError(i)
-
-    for _ in range(3):
-        with pytest.raises(ZeroDivisionError, match=str(bad)):
-            team.run([[(work, (i,))] for i in range(10)])
-        assert len(notes(team, 20)) == 40  # and the team still works
-
-
-def test_an_error_in_every_thread_is_one_error(team: Team) -> None:
-    def fail() -> None:
-        time.sleep(0.001)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        team.run([[(fail, ())] for _ in range(20)])
-    assert len(notes(team, 20)) == 40
 
 
 def test_threads_start_late_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,17 +124,20 @@ def test_threads_start_late_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         threading.Thread, "start", lambda self: (started.append(self), start(self))[1]
     )
-    team = Team(3)
-    notes(team, 1)
+    team, x = Team(3), np.zeros((2, 9), np.int64)
+    narrow, wide = team.program(*chain(x[:, :1])), team.program(*chain(x))
+    narrow.run()
     assert not started  # one item needs no help
-    notes(team, 50)
-    notes(team, 50)
+    wide.run()
+    wide.run()
     assert len(started) == 2
     team.close()
     for thread in started:
         thread.join(10)
         assert not thread.is_alive()
-    assert len(notes(team, 5)) == 10  # a closed team starts again
+    x[1:] = 0
+    wide.run()  # a closed team starts again
+    assert (x == want(x)).all()
     team.close()
 
 

@@ -27,7 +27,7 @@ def run(
     name: str, dtype: str, cuts: list[int], guarded: Guards, limit: float, scale: float
 ) -> list[np.ndarray]:
     """Weights and moments after `STEPS` steps; elements before and behind ``cuts`` stay."""
-    real, rng = np.dtype(dtype).type, np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     config = TrainConfig(
         optimizer=name, momentum=RATES.momentum, beta1=RATES.beta1, beta2=RATES.beta2,
         epsilon=RATES.epsilon, weight_decay=RATES.weight_decay,
@@ -38,10 +38,10 @@ def run(
     memory = [guarded(np.zeros(N, dtype)) for _ in range(moments)]
     for step in range(STEPS):
         g = guarded(rng.normal(size=N).astype(dtype))
-        numbers = arguments(config, RATES.learning_rate, step + 1, RATES.weight_decay)
-        numbers = (*numbers, limit, scale)
+        own = arguments(config, RATES.learning_rate, step + 1, RATES.weight_decay)
+        numbers = np.array([limit, scale, *own], dtype)
         for i0, i1 in zip(cuts, cuts[1:], strict=False):
-            kernel(p, *memory, g, *(real(x) for x in numbers), i0, i1)
+            kernel(p, *memory, g, numbers, i0, i1)
     return [p, *memory]
 
 

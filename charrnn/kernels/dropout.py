@@ -74,3 +74,12 @@ def add(out, x, r0, r1):
             row, other = out[t, r], x[t, r]
             for j in range(row.size):
                 row[j] += other[j]
+
+
+@kernel
+def clear(x, r0, r1):
+    """Zero the rows r0 <= r < r1 of x (B, H)."""
+    for r in range(r0, r1):
+        row = x[r]
+        for j in range(row.size):
+            row[j] = 0

@@ -3,7 +3,8 @@
 Every function works on the elements ``i0 <= i < i1``; who calls decides on blocks whose bounds
 depend on the array's size only, so that the threads that share the blocks do not show in the bits.
 The gradient that enters is the raw one: each rule clips it by value (``limit``), then scales it
-(``scale``, from clipping by norm), on the fly. The rules are PyTorch's.
+(``scale``, from clipping by norm), on the fly. The rules are PyTorch's. A rule's numbers come in an
+array, so that its calls stay the same from step to step: ``limit``, ``scale`` and the rule's own.
 
 Loops run from 0 over slices, and read each element once: with a first index that might be negative,
 or a value read back from an array just written, the compiler gives up its vectors (9 times slower).
@@ -35,18 +36,21 @@ def square_sum(lanes, g, limit, i0, i1):
 
 
 @kernel
-def sgd(p, g, rate, decay, limit, scale, i0, i1):
+def sgd(p, g, numbers, i0, i1):
     """``p -= rate * (g + decay * p)``."""
     p, g = p[i0:i1], g[i0:i1]
+    limit, scale, rate, decay = numbers[0], numbers[1], numbers[2], numbers[3]
     for i in range(p.size):
         d = min(max(g[i], -limit), limit) * scale + decay * p[i]
         p[i] -= rate * d
 
 
 @kernel
-def momentum(p, v, g, rate, mu, decay, limit, scale, i0, i1):
+def momentum(p, v, g, numbers, i0, i1):
     """``v = mu * v + g + decay * p; p -= rate * v``."""
     p, v, g = p[i0:i1], v[i0:i1], g[i0:i1]
+    limit, scale, rate, mu = numbers[0], numbers[1], numbers[2], numbers[3]
+    decay = numbers[4]
     for i in range(p.size):
         d = min(max(g[i], -limit), limit) * scale + decay * p[i]
         velocity = mu * v[i] + d
@@ -55,9 +59,11 @@ def momentum(p, v, g, rate, mu, decay, limit, scale, i0, i1):
 
 
 @kernel
-def adagrad(p, s, g, rate, epsilon, decay, limit, scale, i0, i1):
+def adagrad(p, s, g, numbers, i0, i1):
     """``s += d**2; p -= rate * d / (sqrt(s) + epsilon)`` with d = g + decay * p."""
     p, s, g = p[i0:i1], s[i0:i1], g[i0:i1]
+    limit, scale, rate, epsilon = numbers[0], numbers[1], numbers[2], numbers[3]
+    decay = numbers[4]
     for i in range(p.size):
         d = min(max(g[i], -limit), limit) * scale + decay * p[i]
         square = s[i] + d * d
@@ -66,9 +72,11 @@ def adagrad(p, s, g, rate, epsilon, decay, limit, scale, i0, i1):
 
 
 @kernel
-def rmsprop(p, s, g, rate, rho, one_rho, epsilon, decay, limit, scale, i0, i1):
+def rmsprop(p, s, g, numbers, i0, i1):
     """``s = rho * s + (1 - rho) * d**2; p -= rate * d / (sqrt(s) + epsilon)``."""
     p, s, g = p[i0:i1], s[i0:i1], g[i0:i1]
+    limit, scale, rate, rho = numbers[0], numbers[1], numbers[2], numbers[3]
+    one_rho, epsilon, decay = numbers[4], numbers[5], numbers[6]
     for i in range(p.size):
         d = min(max(g[i], -limit), limit) * scale + decay * p[i]
         square = rho * s[i] + one_rho * d * d
@@ -77,8 +85,7 @@ def rmsprop(p, s, g, rate, rho, one_rho, epsilon, decay, limit, scale, i0, i1):
 
 
 @kernel
-def adam(p, m, v, g, rate, beta1, one_beta1, beta2, one_beta2, unbias2, epsilon, decay, shrink,
-         limit, scale, i0, i1):  # fmt: skip
+def adam(p, m, v, g, numbers, i0, i1):
     """Adam (Kingma and Ba 2015) and AdamW (Loshchilov and Hutter 2019).
 
     ``rate`` is already divided by ``1 - beta1**step`` and ``unbias2`` is
@@ -86,6 +93,9 @@ def adam(p, m, v, g, rate, beta1, one_beta1, beta2, one_beta2, unbias2, epsilon,
     of p before the update.
     """
     p, m, v, g = p[i0:i1], m[i0:i1], v[i0:i1], g[i0:i1]
+    limit, scale, rate, beta1 = numbers[0], numbers[1], numbers[2], numbers[3]
+    one_beta1, beta2, one_beta2, unbias2 = numbers[4], numbers[5], numbers[6], numbers[7]
+    epsilon, decay, shrink = numbers[8], numbers[9], numbers[10]
     for i in range(p.size):
         d = min(max(g[i], -limit), limit) * scale + decay * p[i]
         first = beta1 * m[i] + one_beta1 * d

@@ -1,0 +1,248 @@
+"""Lists of kernel calls as data that compiled code walks through, and how its threads meet.
+
+A call from Python costs a microsecond and, between threads, the interpreter's lock. A table of
+calls costs nanoseconds: each row has the address of a thunk, compiled once for every combination
+of argument types, and the address of the call's words, from which the thunk makes the arguments:
+
+    the kernel's address, then of every array its data, shape and strides, of every number its bits
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import config, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from charrnn.kernels.jit import kernel
+
+SPINS = 2000
+"""Looks at a counter, some 20 microseconds, before the processor is offered to other threads."""
+CHANGE_SPINS = 20_000
+"""Looks for the next job, some 200 microseconds, before a thread goes to sleep."""
+WORD = ir.IntType(64)
+
+Call = tuple[Any, tuple[Any, ...]]
+"""A kernel and its arguments."""
+
+
+@intrinsic(prefer_literal=False)
+def _invoke(typingctx, words, kinds):
+    """Call a kernel with the arguments that ``words`` describes; ``kinds`` is their tuple type."""
+    argtypes = kinds.instance_type.types
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], WORD.as_pointer())
+        offsets = iter(range(sum(_width(t) for t in argtypes) + 1))
+
+        def word():
+            return builder.load(builder.gep(pointer, [WORD(next(offsets))]))
+
+        address = word()
+        values = [_argument(context, builder, t, word) for t in argtypes]
+        kind = context.call_conv.get_function_type(types.none, argtypes)
+        callee = builder.inttoptr(address, kind.as_pointer())
+        context.call_conv.call_function(builder, callee, types.none, argtypes, values)
+        return context.get_dummy_value()
+
+    return types.void(words, kinds), codegen
+
+
+def _width(kind):
+    """Words of an argument."""
+    return 1 + 2 * kind.ndim if isinstance(kind, types.Array) else 1
+
+
+def _argument(context, builder, kind, word):
+    if isinstance(kind, types.Array):
+        item = context.get_data_type(kind.dtype)
+        array = context.make_array(kind)(context, builder)
+        populate_array(
+            array,
+            data=builder.inttoptr(word(), item.as_pointer()),
+            shape=[word() for _ in range(kind.ndim)],
+            strides=[word() for _ in range(kind.ndim)],
+            itemsize=WORD(context.get_abi_sizeof(item)),
+            meminfo=None,
+        )
+        return array._getvalue()
+    value, bits = context.get_value_type(kind), word()
+    if isinstance(value, ir.DoubleType):
+        return builder.bitcast(bits, value)
+    if isinstance(value, ir.FloatType):
+        return builder.bitcast(builder.trunc(bits, ir.IntType(32)), value)
+    return builder.trunc(bits, value) if value.width < 64 else bits
+
+
+@intrinsic
+def _jump(typingctx, thunk, words):
+    """Call the thunk at an address."""
+
+    def codegen(context, builder, signature, args):
+        dummy = context.get_dummy_value()
+        kind = ir.FunctionType(context.get_value_type(types.none), [WORD, dummy.type])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1], dummy])
+        return dummy
+
+    return types.void(types.intp, types.intp), codegen
+
+
+@intrinsic
+def _yield(typingctx, address):
+    """Let another thread have the processor: call `YIELD`."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+@intrinsic
+def _pause(typingctx):
+    """Tell the processor that this loop waits."""
+    name, arguments = {
+        "x86_64": ("llvm.x86.sse2.pause", []),
+        "AMD64": ("llvm.x86.sse2.pause", []),
+        "arm64": ("llvm.aarch64.hint", [1]),
+        "aarch64": ("llvm.aarch64.hint", [1]),
+    }.get(platform.machine(), (None, []))
+
+    def codegen(context, builder, signature, args):
+        if name:
+            values = [ir.IntType(32)(a) for a in arguments]
+            kind = ir.FunctionType(ir.VoidType(), [v.type for v in values])
+            builder.call(builder.module.declare_intrinsic(name, fnty=kind), values)
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def _increment(typingctx, counter):
+    """``counter[0] += 1``, after all that the thread wrote before."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(counter)(context, builder, value=args[0])
+        builder.atomic_rmw("add", array.data, WORD(1), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(counter), codegen
+
+
+@intrinsic
+def _look(typingctx, counter):
+    """``counter[0]``, before all that the thread reads after."""
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(counter)(context, builder, value=args[0])
+        return builder.load_atomic(array.data, "seq_cst", 8)
+
+    return types.int64(counter), codegen
+
+
+@kernel
+def enter(words, kinds):
+    """The thunk: one signature for each ``kinds``."""
+    _invoke(words, kinds)
+
+
+@kernel
+def walk(table, rounds):
+    """Make the calls of a table (n, 2) one after the other, ``rounds`` times over."""
+    for _ in range(rounds):
+        for i in range(table.shape[0]):
+            _jump(table[i, 0], table[i, 1])
+
+
+@kernel
+def meet(arrivals, met, parties, give_way):
+    """Wait until all ``parties`` are here. ``met[0]``: the arrivals when the caller last met."""
+    met[0] += parties
+    target = met[0]
+    _increment(arrivals)
+    spins = 0
+    while _look(arrivals) < target:
+        _pause()
+        spins += 1
+        if spins > SPINS:
+            _yield(give_way)
+
+
+@kernel
+def await_change(counter, seen):
+    """Wait, but not for long, until ``counter[0]`` is not what was ``seen``."""
+    spins = 0
+    while _look(counter) == seen and spins < CHANGE_SPINS:
+        _pause()
+        spins += 1
+
+
+def _yield_address() -> int:
+    """The system's function that offers the processor to another thread."""
+    if sys.platform == "win32":
+        function = ctypes.windll.kernel32.SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+YIELD = _yield_address()
+
+
+class Table:
+    """Calls that compiled code walks through. It keeps their arguments alive."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        if config.DISABLE_JIT:
+            return
+        self.rows = np.zeros((len(calls), 2), np.int64)
+        self._words = []
+        for row, (function, arguments) in zip(self.rows, calls, strict=True):
+            kinds = tuple(numba.typeof(a) for a in arguments)
+            words = [_address(function, kinds, "llvm_func_name")]
+            for a in arguments:
+                words += _words(a)
+            self._words.append(np.array(words, np.int64))
+            signature = (types.intp, types.TypeRef(types.Tuple(kinds)))
+            row[:] = (
+                _address(enter, signature, "llvm_cfunc_wrapper_name"),
+                self._words[-1].ctypes.data,
+            )
+
+    def walk(self, rounds: int = 1) -> None:
+        """Make the calls."""
+        if config.DISABLE_JIT:
+            for _ in range(rounds):
+                for function, arguments in self.calls:
+                    function(*arguments)
+        else:
+            walk(self.rows, rounds)
+
+
+def _address(function: Any, signature: tuple[Any, ...], symbol: str) -> int:
+    """Where the code of one signature is; it is compiled if need be."""
+    if signature not in function.overloads:
+        function.compile(signature)
+    result = function.overloads[signature]
+    return result.library.get_pointer_to_function(getattr(result.fndesc, symbol))
+
+
+def _words(argument: Any) -> list[int]:
+    """An argument as 64-bit words."""
+    if isinstance(argument, np.ndarray):
+        return [argument.ctypes.data, *argument.shape, *argument.strides]
+    if isinstance(argument, (float, np.floating)):
+        bits = np.asarray(argument)
+        return [int(bits.view(f"i{bits.itemsize}"))]
+    return [int(argument)]
