@@ -25,6 +25,7 @@ from charrnn.config import Config, SampleConfig
 from charrnn.data import Streams
 from charrnn.errors import InputError
 from charrnn.kernels import jit
+from charrnn.kernels.program import code
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
 from charrnn.schedules import learning_rate
@@ -377,7 +378,8 @@ class Run:
         """Word of the compilation that is to come, if there is any."""
         optimizer = self.optimizer
         phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
-        count = jit.uncompiled(call for phase in phases for item in phase for call in item)
+        calls = [call for phase in phases for item in phase for call in item]
+        count = jit.uncompiled(pair for call in calls for pair in code(call))
         if not count:
             return []
         return [f"compiling {count} kernels, once per installation: some ten seconds"]

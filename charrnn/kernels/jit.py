@@ -197,12 +197,11 @@ VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
 VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
 
 
-def uncompiled(calls: Iterable[tuple[Any, tuple[Any, ...]]]) -> int:
-    """How many of these calls' kernels neither this process nor the cache has compiled."""
+def uncompiled(code: Iterable[tuple[Any, tuple[Any, ...]]]) -> int:
+    """How many of these kernels, each with a signature, have neither run nor are in the cache."""
     if config.DISABLE_JIT:
         return 0
-    wanted = {(k, tuple(numba.typeof(a) for a in arguments)) for k, arguments in calls}
-    return sum(not _is_compiled(kernel, signature) for kernel, signature in wanted)
+    return sum(not _is_compiled(kernel, signature) for kernel, signature in set(code))
 
 
 def _is_compiled(kernel: Any, signature: tuple[Any, ...]) -> bool:

@@ -199,6 +199,13 @@ def _yield_address() -> int:
 YIELD = _yield_address()
 
 
+def code(call: Call) -> tuple[tuple[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]]:
+    """What has to be compiled for a call, each with its signature: the kernel and the thunk."""
+    function, arguments = call
+    kinds = tuple(numba.typeof(a) for a in arguments)
+    return (function, kinds), (enter, (types.intp, types.TypeRef(types.Tuple(kinds))))
+
+
 class Table:
     """Calls that compiled code walks through. It keeps their arguments alive."""
 
@@ -208,17 +215,13 @@ class Table:
             return
         self.rows = np.zeros((len(calls), 2), np.int64)
         self._words = []
-        for row, (function, arguments) in zip(self.rows, calls, strict=True):
-            kinds = tuple(numba.typeof(a) for a in arguments)
-            words = [_address(function, kinds, "llvm_func_name")]
-            for a in arguments:
-                words += _words(a)
+        for row, call in zip(self.rows, calls, strict=True):
+            function, thunk = code(call)
+            words = [_address(*function, "llvm_func_name")]
+            words += [word for argument in call[1] for word in _words(argument)]
             self._words.append(np.array(words, np.int64))
-            signature = (types.intp, types.TypeRef(types.Tuple(kinds)))
-            row[:] = (
-                _address(enter, signature, "llvm_cfunc_wrapper_name"),
-                self._words[-1].ctypes.data,
-            )
+            row[0] = _address(*thunk, "llvm_cfunc_wrapper_name")
+            row[1] = self._words[-1].ctypes.data
 
     def walk(self, rounds: int = 1) -> None:
         """Make the calls."""
