@@ -11,11 +11,12 @@ import numpy as np
 
 from charrnn import cells
 from charrnn.cells.base import Arrays
-from charrnn.config import ModelConfig
+from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels.gemm import scratch_size
 from charrnn.params import Params
 from charrnn.passes import Pass, State
+from charrnn.stepper import Stepper
 from charrnn.threads import Team
 
 ONE_HOT_BOUND = 3**0.5
@@ -147,10 +148,15 @@ class Model:
         run.run_losses()
         return run.losses.copy(), run.state()
 
-    def next_logits(self, ids: np.ndarray, state: State | None = None) -> tuple[np.ndarray, State]:
-        """Logits (B, V) of the character after the last of ``ids`` (T, B), and the state."""
-        run = self._load("next", ids, state)
-        return run.run_next().copy(), run.state()
+    def advance(self, ids: np.ndarray, state: State | None = None) -> State:
+        """The state after the window."""
+        run = self._load("forward", ids, state)
+        run.run_forward()
+        return run.state()
+
+    def stepper(self, batch: int, config: SampleConfig, unknown: int | None = None) -> Stepper:
+        """What draws ``batch`` samples side by side."""
+        return Stepper(self, batch, config, unknown)
 
     def gradients(
         self, ids: np.ndarray, targets: np.ndarray, state: State | None = None

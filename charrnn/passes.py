@@ -97,11 +97,10 @@ class Pass:
         steps = max(1, min(T, BLOCK // (B * V)))
         self.logits: np.ndarray
         if self.like is None:
-            self.logits = np.zeros((steps if self.kind != "next" else 1, B, V), dtype)
+            self.logits = np.zeros((steps, B, V), dtype)
         else:
             self.logits = self.like.logits
-        starts = range(0, T, steps) if self.kind != "next" else [T - 1]
-        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in starts]
+        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in range(0, T, steps)]
 
     def _block(self, t0: int, t1: int) -> Block:
         T, B = self.ids.shape
@@ -215,11 +214,6 @@ class Pass:
     def run_losses(self) -> None:
         """Forward, and every target's loss."""
         self.run("losses", self.forward, *(block.losses for block in self.blocks))
-
-    def run_next(self) -> np.ndarray:
-        """Forward; the logits (B, V) of the last step."""
-        self.run("next", self.forward, self.blocks[-1].logits)
-        return self.blocks[-1].array[-1]
 
     def run_gradients(self) -> float:
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""

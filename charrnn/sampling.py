@@ -1,4 +1,4 @@
-"""Generation: from logits to probabilities, to symbols, to text that streams.
+"""Generation: from a prompt and random numbers to symbols, and to text that streams.
 
 A sample's random numbers depend on the seed, its index and the step alone, so that sample i is the
 same whether it is made alone or among many.
@@ -6,34 +6,39 @@ same whether it is made alone or among many.
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.config import SampleConfig
 from charrnn.errors import InputError
+from charrnn.stepper import MOST
 from charrnn.vocab import StreamDecoder, Vocabulary, describe
 
-PENALTY_REACH = 64  # symbols back to which the repetition penalty applies
-PROMPT_WINDOW = 256  # symbols of the prompt per call of the model
-DRAWN_AHEAD = 64  # steps whose random numbers are made together
+PATIENCE = 0.05  # seconds of steps that may be computed before the first of them is shown
 
 Floats = NDArray[np.float64]
 
 
-class NextModel(Protocol):
+class Stepper(Protocol):
+    """Draws symbols for all samples: see `charrnn.stepper.Stepper`."""
+
+    def feed(self, ids: NDArray[np.integer], remember: bool = True) -> None: ...
+
+    def draw(self, u: Floats) -> NDArray[np.integer]: ...
+
+
+class SteppingModel(Protocol):
     """What `generate` needs of a model."""
 
-    def next_logits(self, ids: NDArray[np.int32], state: Any = None) -> tuple[NDArray[Any], Any]:
-        """Logits (B, V) after the last of ``ids`` (T, B), and the state there."""
-        ...
+    def stepper(self, batch: int, config: SampleConfig, unknown: int | None) -> Stepper: ...
 
 
 def generate(
-    model: NextModel,
+    model: SteppingModel,
     vocabulary: Vocabulary,
     config: SampleConfig,
     *,
@@ -85,7 +90,7 @@ def generate(
 
 
 def sample(
-    model: NextModel,
+    model: SteppingModel,
     vocabulary: Vocabulary,
     config: SampleConfig,
     *,
@@ -112,7 +117,7 @@ def unknown_note(vocabulary: Vocabulary, prompt: str | bytes, on_unknown: str) -
 
 
 def _steps(
-    model: NextModel,
+    model: SteppingModel,
     vocabulary: Vocabulary,
     config: SampleConfig,
     prompt: NDArray[np.unsignedinteger],
@@ -120,26 +125,47 @@ def _steps(
     stop: tuple[str, ...],
 ) -> Iterator[list[str]]:
     """The steps of `generate`, whose arguments it has checked."""
-    batch = config.num_samples
-    samples = [_Sample(vocabulary.decoder(), stop) for _ in range(batch)]
-    history = np.repeat(prompt[None, -PENALTY_REACH:].astype(np.int64), batch, axis=0)
+    samples = [_Sample(vocabulary.decoder(), stop) for _ in range(config.num_samples)]
+    done = 0
+    for ids in _drawn(model, vocabulary, config, prompt, seed):
+        for row in ids.tolist():
+            done += 1
+            last = done == config.length
+            yield [s.add(i, last) for s, i in zip(samples, row, strict=True)]
+            if all(s.ended for s in samples):
+                return
+
+
+def _drawn(
+    model: SteppingModel,
+    vocabulary: Vocabulary,
+    config: SampleConfig,
+    prompt: NDArray[np.unsignedinteger],
+    seed: int,
+) -> Iterator[NDArray[np.integer]]:
+    """The symbols of all samples: ``config.length`` rows in pieces (n, B).
+
+    A piece is one row at first, for a quick start, and grows while it takes less than `PATIENCE`.
+    """
+    batch, left, n = config.num_samples, config.length, 1
+    # One stream of random numbers for each sample.
+    random = [np.random.Generator(np.random.Philox(key=seed + (i << 64))) for i in range(batch)]
+    stepper = model.stepper(batch, config, vocabulary.unknown)
     context = prompt if len(prompt) else vocabulary.encode("\n", "skip")
-    # These two stand until the model has been asked: nothing known, so every symbol alike.
-    logits, rule = np.zeros((batch, vocabulary.size)), SampleConfig(temperature=1)
-    state = None
-    for start in range(0, len(context), PROMPT_WINDOW):
-        window = context[start : start + PROMPT_WINDOW, None].astype(np.int32)
-        logits, state = model.next_logits(np.repeat(window, batch, axis=1), state)
-        rule = config
-    for step, u in zip(range(1, config.length + 1), _uniforms(seed, batch), strict=False):
-        ids = _draw(probabilities(logits, history, rule, vocabulary.unknown), u)
-        last = step == config.length
-        yield [s.add(i, last) for s, i in zip(samples, ids.tolist(), strict=True)]
-        if last or all(s.ended for s in samples):
-            return
-        history = np.concatenate([history[:, 1 - PENALTY_REACH :], ids[:, None]], axis=1)
-        logits, state = model.next_logits(ids[None].astype(np.int32), state)
-        rule = config
+    if len(context):
+        stepper.feed(context[:, None], remember=len(prompt) > 0)
+    elif left:
+        known = np.array([i for i in range(vocabulary.size) if i != vocabulary.unknown])
+        first = known[[[int(r.random() * len(known)) for r in random]]]
+        stepper.feed(first)
+        yield first
+        left -= 1
+    while left:
+        n = min(n, left)
+        began = time.perf_counter()
+        yield stepper.draw(np.stack([r.random(n) for r in random], axis=1))
+        left -= n
+        n = min(2 * n, MOST) if time.perf_counter() - began < PATIENCE / 2 else max(1, n // 2)
 
 
 class _Sample:
@@ -173,90 +199,3 @@ class _Sample:
             released += self._held[:certain]
             self._held = self._held[certain:]
         return released + self._held if last else released
-
-
-def probabilities(
-    logits: NDArray[Any],
-    history: NDArray[np.integer],
-    config: SampleConfig,
-    unknown: int | None = None,
-) -> Floats:
-    """The distribution that the next symbols are drawn from.
-
-    In this order: repetition penalty, temperature, top-k, top-p, min-p. Each looks at what the one
-    before has left over. Ties go to the lowest ids, so that ``top_k=1`` is the greedy choice.
-
-    Parameters
-    ----------
-    logits
-        (B, V), finite.
-    history
-        (B, any) ids of each sample so far; the last 64 are penalised, each id once.
-    unknown
-        Id of the unknown symbol, which gets probability 0.
-
-    Returns
-    -------
-    ndarray
-        (B, V), each row sums to 1.
-
-    Raises
-    ------
-    InputError
-        If a row has no finite maximum.
-    """
-    z = logits.astype(np.float64, order="C")  # sums have the same order for any B
-    if unknown is not None:
-        z[:, unknown] = -np.inf
-    if config.repetition_penalty > 1 and history.size:
-        recent = history[:, -PENALTY_REACH:]
-        # A difference of log-odds, unlike a factor on logits, ignores their arbitrary zero point.
-        penalised = np.take_along_axis(z, recent, 1) - math.log(config.repetition_penalty)
-        np.put_along_axis(z, recent, penalised, 1)
-    top = z.max(1, keepdims=True)
-    if not np.isfinite(top).all():
-        raise InputError(
-            "the model gives no character a finite logit: it diverged, is damaged, or knows none "
-            "but the unknown symbol; take another checkpoint"
-        )
-    if config.temperature == 0:
-        greedy = np.zeros_like(z)
-        np.put_along_axis(greedy, z.argmax(1, keepdims=True), 1.0, 1)
-        return greedy
-    z -= top
-    with np.errstate(over="ignore"):  # tiny temperatures: -inf is right
-        z /= config.temperature
-    p = np.exp(z, out=z)
-    if 0 < config.top_k < p.shape[1] or config.top_p < 1:
-        p = _likeliest(p, config.top_k or p.shape[1], config.top_p)
-    if config.min_p > 0:
-        p[p < config.min_p * p.max(1, keepdims=True)] = 0
-    p /= p.sum(1, keepdims=True)
-    return p
-
-
-def _likeliest(p: Floats, top_k: int, top_p: float) -> Floats:
-    """``p`` (B, V) with zeros outside the k likeliest and, among those, outside the nucleus.
-
-    The nucleus is the smallest set of the likeliest that reaches the share ``top_p`` of the sum.
-    """
-    order = np.argsort(-p, axis=1, kind="stable")[:, :top_k]
-    kept = np.take_along_axis(p, order, 1)
-    reached = np.cumsum(kept, axis=1)
-    kept[:, 1:][reached[:, :-1] >= top_p * reached[:, -1:]] = 0
-    p = np.zeros_like(p)
-    np.put_along_axis(p, order, kept, 1)
-    return p
-
-
-def _uniforms(seed: int, samples: int) -> Iterator[Floats]:
-    """For every step the samples' random numbers (B,) in [0, 1), one stream for each sample."""
-    streams = [np.random.Generator(np.random.Philox(key=seed + (i << 64))) for i in range(samples)]
-    while True:
-        yield from np.stack([stream.random(DRAWN_AHEAD) for stream in streams], axis=1)
-
-
-def _draw(p: Floats, u: Floats) -> NDArray[np.intp]:
-    """The ids (B,) at which the cumulated ``p`` (B, V) first exceeds ``u`` (B,) of its sum."""
-    cumulated = np.cumsum(p, axis=1)
-    return np.argmax(cumulated > u[:, None] * cumulated[:, -1:], axis=1)

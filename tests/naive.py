@@ -486,3 +486,25 @@ def from_torch(tensors: Mapping[str, Any], cell: str) -> Arrays:
                 own[name] = tensors[f"{name}_l{n}"]
         params |= {f"layers.{n}.{name}": value for name, value in own.items()}
     return {**params, "head.Wy": tensors["head.weight"].T, "head.by": tensors["head.bias"]}
+
+
+# --- Sampling ----------------------------------------------------------------------------------
+
+
+def probabilities(logits, history, config, unknown=None):
+    """The distribution (V,) that the next symbol is drawn from; ``history``: ids to penalise."""
+    z = logits.astype(np.float64)
+    if unknown is not None:
+        z[unknown] = -np.inf
+    z[np.unique(history).astype(int)] -= np.log(config.repetition_penalty)
+    if config.temperature == 0:
+        return np.eye(len(z))[z.argmax()]
+    p = np.exp((z - z.max()) / config.temperature)
+    order = np.argsort(-p, kind="stable")
+    kept = order[: config.top_k or len(p)]
+    if config.top_p < 1:
+        reached = np.cumsum(p[kept])
+        kept = kept[: 1 + np.count_nonzero(reached[:-1] < config.top_p * reached[-1])]
+    p[np.setdiff1d(order, kept)] = 0
+    p[p < config.min_p * p.max()] = 0
+    return p / p.sum()

@@ -99,16 +99,11 @@ def test_earlier_results_are_left_alone(cell: str) -> None:
 
 
 @each_cell
-def test_next_logits_are_the_last_of_forward(cell: str) -> None:
+def test_advance_leads_to_the_state_of_forward(cell: str) -> None:
     model = networks.make(cell, dtype="float32", **FULL)
     data = networks.window(model)
-    arrays, state = model.forward(data.ids, data.state)
-    for t in (T, 1):
-        ids = data.ids[:t]
-        logits, after = model.next_logits(ids, data.state)
-        assert same_bits(logits, arrays["logits"][t - 1])
-    _, after = model.next_logits(data.ids, data.state)
-    assert_same_bits(after, state)
+    _, state = model.forward(data.ids, data.state)
+    assert_same_bits(model.advance(data.ids, data.state), state)
 
 
 def test_no_state_is_a_zero_state() -> None:
@@ -376,7 +371,7 @@ GOOD = np.zeros((T, B), np.int64)
 )
 def test_wrong_ids(ids: np.ndarray, message: str) -> None:
     model = networks.make("rnn")
-    for call in (model.forward, model.next_logits):
+    for call in (model.forward, model.advance):
         with pytest.raises(InputError, match=message):
             call(ids)
     for call in (model.losses, model.gradients):

@@ -3,14 +3,18 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.config import SampleConfig
+from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
-from charrnn.sampling import _draw, generate, probabilities, sample, unknown_note
+from charrnn.kernels import draw
+from charrnn.model import Model
+from charrnn.sampling import generate, sample, unknown_note
+from charrnn.stepper import MOST, PENALTY_REACH, Stepper, rule_of
 from charrnn.vocab import Vocabulary
 
 PLAIN = SampleConfig(temperature=1)
@@ -18,7 +22,34 @@ LETTERS = Vocabulary.build("\nabcdefgh")
 BYTES = Vocabulary.build(bytes(range(256)), "byte")
 
 
-class Script:
+class Fake:
+    """A model without weights, and the slow twin of `charrnn.stepper`: a symbol at a time."""
+
+    def stepper(self, batch, config, unknown):
+        twin = Fake()
+        twin.model, twin.batch, twin.config, twin.unknown = self, batch, config, unknown
+        return twin
+
+    def feed(self, ids, remember=True):
+        assert ids.ndim == 2 and len(ids) and ids.shape[1] in (1, self.batch)
+        self.pending = np.repeat(ids, self.batch // ids.shape[1], axis=1).astype(np.int32)
+        self.history, self.state = self.pending if remember else self.pending[:0], None
+
+    def draw(self, u):
+        assert u.shape == (len(u), self.batch) and 1 <= len(u) <= MOST
+        out = np.zeros(u.shape, np.int32)
+        for ids, uniforms in zip(out, u, strict=True):
+            logits, self.state = self.model.next_logits(self.pending, self.state)
+            for b in range(self.batch):
+                history = self.history[-PENALTY_REACH:, b]
+                p = naive.probabilities(logits[b], history, self.config, self.unknown)
+                ids[b] = np.argmax(np.cumsum(p) > uniforms[b] * p.sum())
+            self.pending = ids[None]
+            self.history = np.concatenate([self.history, self.pending])
+        return out
+
+
+class Script(Fake):
     """Gives each sample its own ids, one a step, whatever was drawn."""
 
     def __init__(self, vocabulary, *texts):
@@ -27,14 +58,13 @@ class Script:
 
     def next_logits(self, ids, state=None):
         step = 0 if state is None else state
-        assert ids.dtype == np.int32 and ids.flags.c_contiguous
         assert ids.shape[1] == len(self.ids) and (step == 0 or len(ids) == 1)
         logits = np.full((len(self.ids), self.size), -1e4, np.float32)
         logits[np.arange(len(self.ids)), self.ids[:, step]] = 0
         return logits, step + 1
 
 
-class Hash:
+class Hash(Fake):
     """Logits depend on all ids so far, row by row; remembers what it was fed."""
 
     def __init__(self, size):
@@ -51,9 +81,13 @@ class Hash:
 
 def one(logits, config, history=(), unknown=None):
     """Probabilities (V,) of a single sample."""
-    return probabilities(
-        np.array([logits], np.float32), np.array([history], np.int64), config, unknown
-    )[0]
+    row, recent = np.array(logits, np.float32), np.array(history, np.int32)[-PENALTY_REACH:]
+    p, order = np.zeros(row.size), np.zeros(row.size, np.int64)
+    total = draw.distribution(p, row, recent, rule_of(config, unknown), order)
+    if total == 0:
+        raise InputError("no character has a finite logit")
+    assert total == pytest.approx(p.sum(), rel=1e-12)
+    return p / p.sum()
 
 
 def pieces(text, config=None, stop=(), vocabulary=LETTERS, seed=0):
@@ -142,7 +176,7 @@ def test_repetition_penalty_knows_the_prompt_and_what_was_drawn():
     symbols = "\n" + "".join(map(chr, range(100, 164)))
     vocabulary = Vocabulary.build(symbols)
 
-    class Flat:
+    class Flat(Fake):
         def next_logits(self, ids, state=None):
             return np.zeros((ids.shape[1], 65)), None
 
@@ -156,17 +190,28 @@ def test_repetition_penalty_knows_the_prompt_and_what_was_drawn():
 
 def test_logits_that_are_not_finite_are_refused():
     for logits in ([np.nan, 1], [np.inf, 1], [-np.inf, -np.inf]):
-        with pytest.raises(InputError, match="no character a finite logit"):
+        with pytest.raises(InputError, match="no character has a finite logit"):
             one(logits, PLAIN)
 
 
-@pytest.mark.parametrize("size", [7, 65, 1003])
-def test_probabilities_of_a_row_have_the_same_bits_in_any_batch(size):
-    logits = np.random.default_rng(size).normal(size=(9, size)).astype(np.float32)
-    for config in (PLAIN, SampleConfig(top_k=5, top_p=0.8, min_p=0.01)):
-        batch = probabilities(np.asfortranarray(logits), np.zeros((9, 0), np.int64), config)
-        for row, p in zip(logits, batch, strict=True):
-            np.testing.assert_array_equal(one(row, config), p)
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_probabilities_agree_with_the_slow_twin(data):
+    size = data.draw(st.integers(1, 12))
+    logits = data.draw(st.lists(st.sampled_from([-4, -1, 0, 0.5, 3]), min_size=size, max_size=size))
+    history = data.draw(st.lists(st.integers(0, size - 1), max_size=70))
+    unknown = data.draw(st.none() | st.integers(0, size - 1)) if size > 1 else None
+    config = SampleConfig(
+        temperature=data.draw(st.sampled_from([0, 0.3, 1, 40])),
+        top_k=data.draw(st.integers(0, size + 1)),
+        top_p=data.draw(st.sampled_from([0.01, 0.35, 0.8, 1])),
+        min_p=data.draw(st.sampled_from([0, 0.05, 0.6, 1])),
+        repetition_penalty=data.draw(st.sampled_from([1, 1.5, 30])),
+    )
+    got = one(logits, config, history, unknown)
+    row = np.array(logits, np.float32)
+    want = naive.probabilities(row, np.array(history[-64:], int), config, unknown)
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-300)
 
 
 def test_largest_seed_is_as_good_as_any():
@@ -175,22 +220,17 @@ def test_largest_seed_is_as_good_as_any():
     assert len({*texts[0], *texts[1]}) == 4
 
 
-def test_probabilities_leave_the_logits_alone():
-    logits = np.array([[1.0, 2, 3]])
-    config = SampleConfig(top_k=2, top_p=0.9, min_p=0.1, repetition_penalty=2)
-    probabilities(logits, np.array([[1]]), config, 0)
-    np.testing.assert_array_equal(logits, [[1, 2, 3]])
-
-
 def test_symbols_of_probability_0_are_never_drawn():
     p = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
-    assert _draw(p, np.array([0, 0.5, 1 - 2**-53])).tolist() == [1, 2, 1]
+    u = (0, 0.5, 1 - 2**-53)
+    assert [draw.pick(row, x, 1.0) for row, x in zip(p, u, strict=True)] == [1, 2, 1]
+    assert draw.pick(p[2], 1 - 2**-53, 1.0 + 1e-9) == 1  # a sum that came out too large
 
 
 def test_draws_follow_the_probabilities():
     shares = np.array([0.5, 0.0, 0.3, 0.2, 0, 0, 0, 0, 0])
 
-    class Fixed:
+    class Fixed(Fake):
         def next_logits(self, ids, state=None):
             return np.tile(np.log(np.maximum(shares, 1e-300)), (ids.shape[1], 1)), None
 
@@ -219,15 +259,6 @@ def test_prompt_then_exactly_length_new_characters(length):
     config = SampleConfig(length=length, num_samples=3)
     for text in sample(Hash(LETTERS.size), LETTERS, config, prompt="abba", seed=0):
         assert text.startswith("abba") and len(text) == 4 + length
-
-
-def test_long_prompt_is_fed_in_windows_to_all_samples():
-    model, prompt = Hash(LETTERS.size), "abcdefgh" * 75
-    steps = generate(model, LETTERS, SampleConfig(length=2, num_samples=3), prompt=prompt, seed=0)
-    assert [len(step) for step in steps] == [3, 3]
-    assert [ids.shape for ids in model.fed] == [(256, 3), (256, 3), (88, 3), (1, 3)]
-    fed = np.concatenate(model.fed[:3])
-    np.testing.assert_array_equal(fed, np.repeat(LETTERS.encode(prompt)[:, None], 3, axis=1))
 
 
 def test_samples_stream_before_the_model_is_asked_again():
@@ -346,3 +377,75 @@ def test_unknown_note_names_the_characters():
 def test_wrong_arguments_are_refused_before_the_first_step(wrong, message):
     with pytest.raises(InputError, match=message):
         generate(Hash(LETTERS.size), LETTERS, SampleConfig(), **{"seed": 0, **wrong})
+
+
+# --- The compiled steps, against the slow twin on the same network -----------------------------
+
+
+class Slow(Fake):
+    """A real network, one window at a time."""
+
+    def __init__(self, model):
+        self.network = model
+
+    def next_logits(self, ids, state=None):
+        arrays, state = self.network.forward(ids, state)
+        return arrays["logits"][-1], state
+
+
+def network(cell="lstm", threads=1, **options):
+    config = ModelConfig(model=cell, hidden_size=20, num_layers=2, dropout=0.4, **options)
+    model = Model(config, LETTERS.size, threads)
+    model.initialize(3)
+    model.params.views["head.Wy"][:] *= 8  # so that characters differ in their chances
+    model.changed()
+    return model
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("more", [{}, {"top_k": 4, "top_p": 0.8, "repetition_penalty": 1.7}])
+def test_compiled_steps_draw_what_the_slow_twin_draws(cell, more):
+    model = network(cell, embedding_size=5 * (cell == "gru"))
+    config = SampleConfig(length=150, num_samples=3, **more)
+    arguments = (LETTERS, config)
+    for prompt in ("", "abc" * 300):
+        fast = sample(model, *arguments, prompt=prompt, seed=5)
+        assert fast == sample(Slow(model), *arguments, prompt=prompt, seed=5)
+        assert len(set(fast)) == 3
+
+
+def test_threads_draw_the_same():
+    config = SampleConfig(length=90, num_samples=7)
+    texts = [sample(network(threads=n), LETTERS, config, prompt="a", seed=1) for n in (1, 2, 3)]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_two_generators_of_one_model_do_not_meet():
+    model, config = network(), SampleConfig(length=60)
+    alone = [sample(model, LETTERS, config, seed=n) for n in (1, 2)]
+    together = zip(*(generate(model, LETTERS, config, seed=n) for n in (1, 2)), strict=True)
+    assert [["".join(p[0] for p in text)] for text in zip(*together, strict=True)] == alone
+
+
+def test_a_model_that_changed_draws_anew():
+    model, config = network(), SampleConfig(length=60)
+    before = sample(model, LETTERS, config, seed=1)
+    model.params.flat *= -1
+    model.changed()
+    assert sample(model, LETTERS, config, seed=1) != before
+
+
+def test_steps_of_a_damaged_model_are_refused():
+    model = network()
+    model.params.views["head.by"][2] = np.nan
+    model.changed()
+    with pytest.raises(InputError, match="no character a finite logit"):
+        sample(model, LETTERS, SampleConfig(length=5), seed=1)
+
+
+def test_a_call_draws_no_more_than_there_is_room_for():
+    stepper = Stepper(network(), 3, SampleConfig())
+    stepper.feed(np.zeros((200, 1), np.int64))
+    assert (stepper.draw(np.zeros((MOST, 3))) >= 0).all()
+    with pytest.raises(ValueError):
+        stepper.draw(np.zeros((MOST + 1, 3)))
