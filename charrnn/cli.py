@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -383,14 +384,20 @@ def _output(path: str | None) -> Iterator[TextIO]:
         yield file
 
 
+STREAM_SECONDS = 0.02
+"""Between two looks of a reader; flushing each character would take as long as drawing it."""
+
+
 def _write_samples(file: TextIO, prompt: str, steps: Iterator[list[str]], count: int) -> None:
     """Stream the first sample; the others, made at the same time, follow it."""
     others: list[list[str]] = [[] for _ in range(count - 1)]
     file.write(prompt)
-    file.flush()
+    flushed = 0.0
     for first, *rest in steps:
         file.write(first)
-        file.flush()
+        if time.perf_counter() - flushed > STREAM_SECONDS:
+            file.flush()
+            flushed = time.perf_counter()
         for pieces, piece in zip(others, rest, strict=True):
             pieces.append(piece)
     file.write("\n")

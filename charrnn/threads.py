@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from charrnn.kernels.program import YIELD, Call, Table, await_change, meet
+from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 
 Item = Sequence[Call]
 """Calls that are made one after the other."""
@@ -54,7 +54,7 @@ class Team:
     def close(self) -> None:
         """Let the helpers end."""
         for helper in self._helpers:
-            helper.give(None)
+            helper.give(0, -1, 0)
         self._helpers.clear()
 
 
@@ -63,7 +63,7 @@ class Program:
 
     def __init__(self, team: Team, phases: Sequence[Phase]) -> None:
         self.team = team
-        self.parties = min(team.size, max([1, *map(len, phases)]))
+        self.parties = min(team.size, max([1, *map(len, phases)])) if COMPILED else 1
         calls: list[list[Call]] = [[] for _ in range(self.parties)]
         for phase in phases:
             for i, item in enumerate(phase):
@@ -82,7 +82,7 @@ class Program:
         team.met[:] = team.arrivals[0]
         try:
             for helper, table in zip(team.helpers(), self.tables[1:], strict=False):
-                helper.give((table, rounds))
+                helper.give(table.address, len(table.calls), rounds)
             self.tables[0].walk(rounds)
         except BaseException:  # Ctrl-C on the way in: nobody may wait for this thread
             team.arrivals[0] += 1 << 40
@@ -95,31 +95,23 @@ class _Helper:
     """A thread that walks through the tables that it is given."""
 
     def __init__(self) -> None:
-        self._given = np.zeros(8, np.int64)
-        self._done = 0
-        self._jobs: SimpleQueue[tuple[Table, int] | None] = SimpleQueue()
+        self._box = np.zeros(8, np.int64)
+        self._bell: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._work, name="charrnn", daemon=True).start()
 
-    def give(self, job: tuple[Table, int] | None) -> None:
-        """The next job; None ends the thread."""
-        self._jobs.put(job)
-        self._given[0] += 1
+    def give(self, table: int, rows: int, rounds: int) -> None:
+        """The address of the next table and its size; -1 rows end the thread."""
+        if give(self._box, table, rows, rounds):
+            self._bell.put(None)
 
     def finish(self) -> None:
         """Wait until all that was given is done."""
-        while self._done < self._given[0]:
+        while self._box[DONE] < self._box[GIVEN]:
             time.sleep(1e-3)
 
     def _work(self) -> None:
-        while True:
-            await_change(self._given, self._done)  # waking up would take longer
-            job = self._jobs.get()
-            if job is not None:
-                table, rounds = job
-                table.walk(rounds)
-            self._done += 1
-            if job is None:
-                return
+        while not serve(self._box):
+            self._bell.get()
 
 
 def share(total: int, part: int, parts: int, multiple: int = 1) -> tuple[int, int]:

@@ -26,8 +26,10 @@ from charrnn.kernels.jit import kernel
 
 SPINS = 2000
 """Looks at a counter, some 20 microseconds, before the processor is offered to other threads."""
-CHANGE_SPINS = 20_000
-"""Looks for the next job, some 200 microseconds, before a thread goes to sleep."""
+IDLE_SPINS = 20_000
+"""Looks for the next table, some 200 microseconds, before a helper goes to sleep."""
+GIVEN, DONE, ASLEEP, TABLE, ROWS, ROUNDS = range(6)
+"""Elements of a helper's box: tables given and done so far, whether it sleeps, and the newest."""
 WORD = ir.IntType(64)
 
 Call = tuple[Any, tuple[Any, ...]]
@@ -127,27 +129,53 @@ def _pause(typingctx):
     return types.void(), codegen
 
 
+def _element(context, builder, signature, args):
+    array = context.make_array(signature.args[0])(context, builder, value=args[0])
+    return builder.gep(array.data, [args[1]])
+
+
 @intrinsic
-def _increment(typingctx, counter):
-    """``counter[0] += 1``, after all that the thread wrote before."""
+def _add(typingctx, array, index, value):
+    """``array[index] += value``, between all that the thread does before and after."""
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(counter)(context, builder, value=args[0])
-        builder.atomic_rmw("add", array.data, WORD(1), "seq_cst")
+        pointer = _element(context, builder, signature, args)
+        builder.atomic_rmw("add", pointer, args[2], "seq_cst")
         return context.get_dummy_value()
 
-    return types.void(counter), codegen
+    return types.void(array, types.intp, types.intp), codegen
 
 
 @intrinsic
-def _look(typingctx, counter):
-    """``counter[0]``, before all that the thread reads after."""
+def _swap(typingctx, array, index, value):
+    """Write ``array[index]`` and return what was there, as `_add` does."""
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(counter)(context, builder, value=args[0])
-        return builder.load_atomic(array.data, "seq_cst", 8)
+        pointer = _element(context, builder, signature, args)
+        return builder.atomic_rmw("xchg", pointer, args[2], "seq_cst")
 
-    return types.int64(counter), codegen
+    return types.intp(array, types.intp, types.intp), codegen
+
+
+@intrinsic
+def _look(typingctx, array, index):
+    """``array[index]``, between all that the thread does before and after."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load_atomic(_element(context, builder, signature, args), "seq_cst", 8)
+
+    return types.int64(array, types.intp), codegen
+
+
+@intrinsic
+def _word(typingctx, address, index):
+    """The 64-bit word ``index`` at an address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], WORD.as_pointer())
+        return builder.load(builder.gep(pointer, [args[1]]))
+
+    return types.intp(types.intp, types.intp), codegen
 
 
 @kernel
@@ -157,11 +185,11 @@ def enter(words, kinds):
 
 
 @kernel
-def walk(table, rounds):
-    """Make the calls of a table (n, 2) one after the other, ``rounds`` times over."""
+def walk(table, rows, rounds):
+    """Make the calls of the table at an address one after the other, ``rounds`` times over."""
     for _ in range(rounds):
-        for i in range(table.shape[0]):
-            _jump(table[i, 0], table[i, 1])
+        for i in range(rows):
+            _jump(_word(table, 2 * i), _word(table, 2 * i + 1))
 
 
 @kernel
@@ -169,9 +197,9 @@ def meet(arrivals, met, parties, give_way):
     """Wait until all ``parties`` are here. ``met[0]``: the arrivals when the caller last met."""
     met[0] += parties
     target = met[0]
-    _increment(arrivals)
+    _add(arrivals, 0, 1)
     spins = 0
-    while _look(arrivals) < target:
+    while _look(arrivals, 0) < target:
         _pause()
         spins += 1
         if spins > SPINS:
@@ -179,12 +207,40 @@ def meet(arrivals, met, parties, give_way):
 
 
 @kernel
-def await_change(counter, seen):
-    """Wait, but not for long, until ``counter[0]`` is not what was ``seen``."""
+def give(box, table, rows, rounds):
+    """Put a table into a helper's box; returns whether the helper sleeps and has to be woken.
+
+    ``rows`` -1 is the end.
+    """
+    box[TABLE], box[ROWS], box[ROUNDS] = table, rows, rounds
+    _add(box, GIVEN, 1)
+    return _swap(box, ASLEEP, 0) == 1
+
+
+@kernel
+def serve(box):
+    """A helper's work: the tables of its box, until none has come for a while; True at the end.
+
+    It waits here, because the way back to the interpreter and its lock takes 50 microseconds.
+    """
     spins = 0
-    while _look(counter) == seen and spins < CHANGE_SPINS:
-        _pause()
-        spins += 1
+    while True:
+        if _look(box, GIVEN) > box[DONE]:
+            if box[ROWS] >= 0:
+                walk(box[TABLE], box[ROWS], box[ROUNDS])
+            _add(box, DONE, 1)
+            if box[ROWS] < 0:
+                return True
+            spins = 0
+        elif spins < IDLE_SPINS:
+            _pause()
+            spins += 1
+        else:
+            _swap(box, ASLEEP, 1)
+            if _look(box, GIVEN) == box[DONE]:
+                return False
+            _swap(box, ASLEEP, 0)  # a table after all; its giver may ring for nothing
+            spins = 0
 
 
 def _yield_address() -> int:
@@ -197,6 +253,7 @@ def _yield_address() -> int:
 
 
 YIELD = _yield_address()
+COMPILED = not config.DISABLE_JIT
 
 
 def code(call: Call) -> tuple[tuple[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]]:
@@ -211,11 +268,12 @@ class Table:
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls
-        if config.DISABLE_JIT:
+        if not COMPILED:
             return
-        self.rows = np.zeros((len(calls), 2), np.int64)
+        self._rows = np.zeros((len(calls), 2), np.int64)
+        self.address = self._rows.ctypes.data
         self._words = []
-        for row, call in zip(self.rows, calls, strict=True):
+        for row, call in zip(self._rows, calls, strict=True):
             function, thunk = code(call)
             words = [_address(*function, "llvm_func_name")]
             words += [word for argument in call[1] for word in _words(argument)]
@@ -225,12 +283,12 @@ class Table:
 
     def walk(self, rounds: int = 1) -> None:
         """Make the calls."""
-        if config.DISABLE_JIT:
+        if not COMPILED:
             for _ in range(rounds):
                 for function, arguments in self.calls:
                     function(*arguments)
         else:
-            walk(self.rows, rounds)
+            walk(self.address, len(self.calls), rounds)
 
 
 def _address(function: Any, signature: tuple[Any, ...], symbol: str) -> int:
