@@ -14,6 +14,7 @@ from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels.gemm import scratch_size
+from charrnn.kernels.pack import aligned_zeros
 from charrnn.params import Params
 from charrnn.passes import Pass, State
 from charrnn.stepper import Stepper
@@ -111,7 +112,7 @@ class Model:
         """(threads, n): each thread's own room for products that give weights' gradients."""
         widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
         size = scratch_size(widest, self.config.dtype)
-        return np.zeros((self.team.size, size), self.config.dtype)
+        return aligned_zeros((self.team.size, size), self.config.dtype)
 
     # -- running --------------------------------------------------------------------------------
 

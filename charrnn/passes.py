@@ -22,7 +22,8 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, packed_pair, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import ROWS, panel, panels, weight_product
+from charrnn.kernels.gemm import ROWS, weight_product
+from charrnn.kernels.pack import panel, panels
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
 from charrnn.stack import LINE, Stack, Window
 from charrnn.threads import Item, Phase, Program, share

@@ -12,19 +12,9 @@ import numpy as np
 import pytest
 from support import Guards, equal, relative_error, same_bits
 
-from charrnn.kernels.gemm import (
-    DEPTH,
-    ROWS,
-    gemm,
-    pack,
-    pack_t,
-    packed,
-    panel,
-    panels,
-    scratch_size,
-    weight_product,
-)
+from charrnn.kernels.gemm import DEPTH, ROWS, gemm, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
+from charrnn.kernels.pack import pack, pack_t, packed, panel, panels
 from charrnn.kernels.softmax import back_project, column_sums, project
 
 each_dtype = pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from charrnn.kernels.gemm import pack, pack_t, packed
+from charrnn.kernels.pack import pack, pack_t, packed
 from charrnn.threads import Call
 
 Arrays = dict[str, np.ndarray]
