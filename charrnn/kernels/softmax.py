@@ -7,8 +7,7 @@ import numpy as np
 from charrnn.kernels.elementwise import exp
 from charrnn.kernels.gemm import gemm
 from charrnn.kernels.jit import kernel
-
-LANES = 16
+from charrnn.kernels.reduce import maximum, total
 
 
 @kernel
@@ -36,33 +35,6 @@ def back_project(dx, dout, PT, r0, r1):
 
 
 @kernel
-def _maximum(row):
-    top = row[0]
-    for j in range(row.size):
-        top = max(top, row[j])
-    return top
-
-
-@kernel
-def _exp_sum(row, top, lanes):
-    """Replace the row by ``exp(row - top)``; their sum, in `LANES` interleaved partial sums."""
-    for j in range(row.size):
-        row[j] = exp(row[j] - top)
-    for j in range(LANES):
-        lanes[j] = row[0] - row[0]
-    whole = row.size // LANES * LANES
-    for i in range(0, whole, LANES):
-        for j in range(LANES):
-            lanes[j] += row[i + j]
-    for i in range(whole, row.size):
-        lanes[i - whole] += row[i]
-    total = lanes[0]
-    for j in range(1, LANES):
-        total += lanes[j]
-    return total
-
-
-@kernel
 def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
     """Softmax cross-entropy of the rows r0 <= r < r1, in nats.
 
@@ -70,17 +42,18 @@ def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
     the gradient of ``scale * sum(losses)``, if ``gradient`` is set, else garbage; targets (T, B)
     int32. The maximum is subtracted first, so that no logit overflows.
     """
-    lanes = np.empty(LANES, logits.dtype)
     for t in range(logits.shape[0]):
         for r in range(r0, r1):
             row = logits[t, r]
             target = targets[t, r]
-            top = _maximum(row)
+            top = maximum(row)
             above = row[target] - top
-            total = _exp_sum(row, top, lanes)
-            losses[t, r] = np.log(total) - above
+            for j in range(row.size):
+                row[j] = exp(row[j] - top)
+            exps = total(row)
+            losses[t, r] = np.log(exps) - above
             if gradient:
-                factor = scale / total
+                factor = scale / exps
                 for j in range(row.size):
                     row[j] *= factor
                 row[target] -= scale
@@ -92,10 +65,10 @@ def column_sums(out, x, c0, c1, shift, accumulate):
 
     The gradient of a bias.
     """
-    total = out[c0:c1]
+    sums = out[c0:c1]
     if not accumulate:
-        total[:] = 0
+        sums[:] = 0
     for r in range(x.shape[0]):
         row = x[r, c0 + shift : c1 + shift]
-        for j in range(total.size):
-            total[j] += row[j]
+        for j in range(sums.size):
+            sums[j] += row[j]
