@@ -116,7 +116,7 @@ class Pass:
             block.losses.append([logits, loss])
             if self.training:
                 dx = self.window.dx[-1][t0:t1]
-                back = (back_project, (dx, block.array, self.head["WyT"], *s))
+                back = (back_project, (dx, block.array, self.head["WyT"], by.size, *s))
                 block.gradients.append([logits, loss, back])
         if self.training:
             g = self.model.grads.views

@@ -141,7 +141,8 @@ class Window:
             calls += [(clear, (w[f"d{s}0"], r0, r1)) for s in stack.cell.states]
             calls.append(stack.cell.backward(p, k, w, r0, r1))
             if not stack.reads_ids(i):
-                calls.append((back_project, (self.dx[i], w["gates"], k["WxT"], r0, r1)))
+                N = p["Wx"].shape[1]
+                calls.append((back_project, (self.dx[i], w["gates"], k["WxT"], N, r0, r1)))
                 if self.skips(i):
                     calls.append((add, (self.dx[i], self.dx[i + 1], r0, r1)))
         return calls

@@ -12,13 +12,19 @@ import numpy as np
 import pytest
 from support import Guards, equal, relative_error, same_bits
 
-from charrnn.kernels.gemm import DEPTH, ROWS, gemm, scratch_size, weight_product
+from charrnn.kernels.bfloat16 import unpaired
+from charrnn.kernels.gemm import DEPTH, ROWS, gemm, halves, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
-from charrnn.kernels.pack import pack, pack_t, packed, panel, panels
+from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, steps
 from charrnn.kernels.softmax import back_project, column_sums, project
 
 each_dtype = pytest.mark.parametrize(
-    "dtype", (pytest.param("float32", marks=pytest.mark.portable), "float64")
+    "dtype",
+    (
+        pytest.param("float32", marks=pytest.mark.portable),
+        "float64",
+        pytest.param("bfloat16", marks=pytest.mark.portable),
+    ),
 )
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NumPy's product makes no promise about bits"
@@ -30,11 +36,40 @@ T, B, K = 3, 5, 13
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
 def product(C, A, P, r0, r1, columns, accumulate):
     """`gemm` on a part of C's columns and of the rows, as the cells use it."""
-    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate)
+    half = halves(P, r1 - r0, A.shape[1])
+    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate, half)
+
+
+def unrounded(dtype: str) -> str:
+    """The type of the arrays whose products are in ``dtype``."""
+    return "float32" if dtype == "bfloat16" else dtype
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Numbers that ``dtype`` can hold."""
+    x = rng.normal(size=shape).astype(unrounded(dtype))
+    return nearest(x) if dtype == "bfloat16" else x
+
+
+def nearest(x: np.ndarray) -> np.ndarray:
+    """Float32 numbers rounded to the 8 significant bits of a bfloat16, ties to even."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.rint(mantissa * 256), exponent - 8).astype(np.float32)
+
+
+def unpacked(P: np.ndarray) -> np.ndarray:
+    """(K, N) with the padding."""
+    P = unpaired(P) if P.dtype == np.uint32 else P
+    return P.transpose(1, 0, 2).reshape(P.shape[1], -1)
+
+
+def protected(guarded: Guards, P: np.ndarray) -> np.ndarray:
+    """A guarded copy, also of pairs."""
+    return guarded(P.view(np.float32)).view(P.dtype) if P.dtype == np.uint32 else guarded(P)
 
 
 def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return rng.integers(-8, 9, shape).astype(dtype)
+    return rng.integers(-8, 9, shape).astype(unrounded(dtype))
 
 
 def edges(dtype: str) -> tuple[int, ...]:
@@ -46,7 +81,7 @@ def edges(dtype: str) -> tuple[int, ...]:
 
 def old(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, keep: bool) -> np.ndarray:
     """What is in C before: numbers to add to, or NaN, which would show if it were read."""
-    return whole_numbers(rng, shape, dtype) if keep else np.full(shape, np.nan, dtype)
+    return whole_numbers(rng, shape, dtype) if keep else np.full(shape, np.nan, unrounded(dtype))
 
 
 # --- Packing -----------------------------------------------------------------------------------
@@ -56,27 +91,44 @@ def old(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, keep: bool
 def test_pack(dtype: str, guarded: Guards) -> None:
     rng, width = np.random.default_rng(0), panel(dtype)
     for n in edges(dtype):
-        W = guarded(rng.normal(size=(K, n + 9)).astype(dtype))
+        W = guarded(normal(rng, (K, n + 9), dtype))
         for n0 in (0, 4, 9):
-            P = guarded(packed(K, n, dtype))
-            assert P.shape == (panels(n, dtype), K, width)
+            P = protected(guarded, packed(K, n, dtype))
+            assert P.shape == (panels(n, dtype), steps(K, dtype), width)
             pack(P, W, n0, n0 + n)
-            unpacked = P.transpose(1, 0, 2).reshape(K, -1)
-            assert equal(unpacked[:, :n], W[:, n0 : n0 + n])
-            assert not unpacked[:, n:].any()
+            assert equal(unpacked(P)[:K, :n], W[:, n0 : n0 + n])
+            assert not unpacked(P)[K:].any()
+            assert not unpacked(P)[:, n:].any()
 
 
 @each_dtype
 def test_pack_t(dtype: str, guarded: Guards) -> None:
     rng = np.random.default_rng(0)
     for k in edges(dtype):
-        W = guarded(rng.normal(size=(k, 40)).astype(dtype))
+        W = guarded(normal(rng, (k, 40), dtype))
         for n0, n1 in ((0, 40), (3, 40), (7, 23), (20, 37)):
-            P = guarded(packed(n1 - n0, k, dtype))
+            P = protected(guarded, packed(n1 - n0, k, dtype))
             pack_t(P, W, n0, n1)
-            unpacked = P.transpose(1, 0, 2).reshape(n1 - n0, -1)
-            assert equal(unpacked[:, :k], W[:, n0:n1].T)
-            assert not unpacked[:, k:].any()
+            assert equal(unpacked(P)[: n1 - n0, :k], W[:, n0:n1].T)
+            assert not unpacked(P)[n1 - n0 :].any()
+            assert not unpacked(P)[:, k:].any()
+
+
+@pytest.mark.portable
+def test_packing_rounds_to_the_nearest_bfloat16() -> None:
+    rng, n = np.random.default_rng(1), 2 * panel("bfloat16")
+    W = rng.normal(size=(n, n)).astype(np.float32) * 10.0 ** rng.integers(-30, 30, (n, n))
+    W = W.astype(np.float32)
+    ties = W.view(np.uint32)[1::2]
+    ties[...] = ties & 0xFFFF0000 | 0x8000
+    W[0, :8] = np.inf, -np.inf, np.nan, -np.nan, 3.4e38, -3.4e38, 0, -0.0
+    W.view(np.uint32)[0, 8:10] = 0x7F800001, 0xFFFFFFFF  # the first and the last NaN
+    with np.errstate(over="ignore", invalid="ignore"):
+        want = nearest(W)
+    for by, expected in ((pack, want), (pack_t, want.T)):
+        P = packed(n, n, "bfloat16")
+        by(P, W, 0, n)
+        assert equal(unpacked(P), expected)
 
 
 # --- gemm --------------------------------------------------------------------------------------
@@ -94,7 +146,7 @@ def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 A = guarded(whole_numbers(rng, (rows + 3, k), dtype))
                 # Behind C's columns stand others, of another gate: they are no room to spill.
                 C = guarded(old(rng, (rows + 3, n + 5), dtype, accumulate))
-                before, P = C.copy(), guarded(packed(k, n, dtype))
+                before, P = C.copy(), protected(guarded, packed(k, n, dtype))
                 pack(P, W, 0, n)
                 product(C, A, P, 2, 2 + rows, n, accumulate)
                 want = before.copy()
@@ -107,9 +159,11 @@ def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
 @each_dtype
 def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
     rng, k = np.random.default_rng(2), 1000
-    A, W, C = (rng.normal(size=s).astype(dtype) for s in ((11, k), (k, 50), (11, 50)))
+    A, W, C = (normal(rng, s, dtype) for s in ((11, k), (k, 50), (11, 50)))
     exact = C.astype(np.longdouble) + A.astype(np.longdouble) @ W.astype(np.longdouble)
-    bound = (k + 1) * np.finfo(dtype).eps * (abs(C) + abs(A) @ abs(W))  # any order of summing
+    bound = (
+        (k + 1) * np.finfo(unrounded(dtype)).eps * (abs(C) + abs(A) @ abs(W))
+    )  # any order of summing
     P = packed(k, 50, dtype)
     pack(P, W, 0, 50)
     product(C, A, P, 0, 11, 50, True)
@@ -121,7 +175,7 @@ def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
 @accumulating
 def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) -> None:
     rng, rows, n = np.random.default_rng(3), 19, 2 * panel(dtype) + 5
-    A, W, start = (rng.normal(size=s).astype(dtype) for s in ((rows, K), (K, n), (rows, n)))
+    A, W, start = (normal(rng, s, dtype) for s in ((rows, K), (K, n), (rows, n)))
     P = packed(K, n, dtype)
     pack(P, W, 0, n)
     results = []
@@ -138,10 +192,10 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) ->
 def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
     """A column has the same bits in a full panel and in a tail: logits may be cut anywhere."""
     rng, n = np.random.default_rng(4), 3 * panel(dtype)
-    A, W = rng.normal(size=(6, K)).astype(dtype), rng.normal(size=(K, n)).astype(dtype)
+    A, W = normal(rng, (6, K), dtype), normal(rng, (K, n), dtype)
 
     def columns(n0: int, n1: int) -> np.ndarray:
-        P, C = packed(K, n1 - n0, dtype), np.empty((6, n1 - n0), dtype)
+        P, C = packed(K, n1 - n0, dtype), np.empty((6, n1 - n0), unrounded(dtype))
         pack(P, W, n0, n1)
         product(C, A, P, 0, 6, n1 - n0, False)
         return C
@@ -158,9 +212,9 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
     for n in edges(dtype):
         W, bias = whole_numbers(rng, (K, n), dtype), guarded(whole_numbers(rng, (n,), dtype))
         x = guarded(whole_numbers(rng, (T, B, K), dtype))
-        out = guarded(np.full((T, B, n + 5), np.nan, dtype))  # rows are longer: GRU's q
-        dx = guarded(np.full((T, B, K), np.nan, dtype))
-        P, PT = guarded(packed(K, n, dtype)), guarded(packed(n, K, dtype))
+        out = guarded(np.full((T, B, n + 5), np.nan, unrounded(dtype)))  # rows are longer: GRU's q
+        dx = guarded(np.full((T, B, K), np.nan, unrounded(dtype)))
+        P, PT = (protected(guarded, packed(*shape, dtype)) for shape in ((K, n), (n, K)))
         pack(P, W, 0, n)
         pack_t(PT, W, 0, n)
         for r0, r1 in ((0, 1), (1, 4), (4, 5), (5, 5)):
@@ -169,12 +223,18 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
         assert equal(out[..., :n], x @ W + bias)
         assert np.isnan(out[..., n:]).all()
         for r0, r1 in ((0, 3), (3, 5)):
-            back_project(dx, out, PT, r0, r1)
+            back_project(dx, out, PT, n, r0, r1)
             assert np.isnan(dx[:, r1:]).all()
-        assert equal(dx, (x @ W + bias) @ W.T)
+        out = out[..., :n] if dtype != "bfloat16" else nearest(out[..., :n])
+        assert equal(dx, out @ W.T)
 
 
 # --- Weight gradients --------------------------------------------------------------------------
+
+
+def room(guarded: Guards, k: int, dtype: str) -> np.ndarray:
+    """Guarded scratch full of NaN."""
+    return guarded(np.full(scratch_size(k, dtype), np.nan, unrounded(dtype))).view(operand(dtype))
 
 
 def weight_case(
@@ -182,7 +242,7 @@ def weight_case(
 ) -> tuple[Any, ...]:
     A = guarded(whole_numbers(rng, (rows, k), dtype))
     D = guarded(whole_numbers(rng, (rows, n + shift), dtype))
-    return A, D, guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
+    return A, D, room(guarded, k, dtype)
 
 
 @each_dtype
@@ -213,21 +273,21 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
 def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     """Several depths of scratch; and the bits do not depend on how C is shared out."""
     rng, n, rows, k = np.random.default_rng(7), panel(dtype) + 9, 2 * DEPTH + 37, 21
-    A, D = rng.normal(size=(rows, k)).astype(dtype), rng.normal(size=(rows, n)).astype(dtype)
-    scratch = guarded(np.full(scratch_size(k, dtype), np.nan, dtype))
+    A, D = normal(rng, (rows, k), dtype), normal(rng, (rows, n), dtype)
+    scratch = room(guarded, k, dtype)
     results = []
     for cuts in ([0, n], [0, 16, n], [0, 1, 2, n - 3, n]):
-        C = guarded(np.full((k, n), np.nan, dtype))
+        C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
             weight_product(C, A, D, 0, k, c0, c1, 0, scratch, False)
         results.append(C)
-    C = guarded(np.full((k, n), np.nan, dtype))
+    C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
     for m0, m1 in ((0, 3), (3, 16), (16, k)):
         weight_product(C, A, D, m0, m1, 0, n, 0, scratch, False)
     results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
     exact = A.astype(np.float64).T @ D.astype(np.float64)
-    assert relative_error(results[0], exact) < 100 * np.finfo(dtype).eps
+    assert relative_error(results[0], exact) < 100 * np.finfo(unrounded(dtype)).eps
 
 
 @each_dtype

@@ -14,7 +14,7 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Cell
 from charrnn.kernels.elementwise import tanh
 from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 
 ALPHA, BETA = 0.3, 0.7
@@ -25,10 +25,11 @@ ALPHA, BETA = 0.3, 0.7
 def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1):
     """The equations above. h (T+1, B, H); gates (T, B, H); alpha, beta (1,); Wh packed."""
     H = h.shape[2]
+    half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, r0, r1)
-        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True)
+        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True, half)
         for r in range(r0, r1):
             a, h0, h1 = gates[t, r], h[t, r], h[t + 1, r]
             for j in range(H):
@@ -45,6 +46,7 @@ def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1):
     """
     T, H = dh.shape[0], dh.shape[2]
     one = dh.dtype.type(1)
+    half = halves(WhT, r1 - r0, H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             a, h0, d, carry = gates[t, r], h[t, r], dh[t, r], dh0[r]
@@ -60,7 +62,7 @@ def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1):
                 carry[j] = beta[0] * d[j]
             for j in range(H):
                 a[j] = alpha[0] * d[j] * (one - a[j] * a[j])
-        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, True)
+        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, True, half)
 
 
 @kernel

@@ -16,7 +16,7 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.softmax import column_sums
 
@@ -25,6 +25,7 @@ from charrnn.kernels.softmax import column_sums
 def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1):
     """The equations above. h (T+1, B, H); gates (T, B, 4H); Wh_rz and Wh_n packed."""
     H = h.shape[2]
+    half = halves(Wh_rz, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, r0, r1)
@@ -32,8 +33,8 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1):
             q = gates[t, r, 3 * H :]
             for j in range(H):
                 q[j] = bhn[j]
-        gemm(gates[t, r0:r1, : 2 * H], h[t, r0:r1], Wh_rz, True)
-        gemm(gates[t, r0:r1, 3 * H :], h[t, r0:r1], Wh_n, True)
+        gemm(gates[t, r0:r1, : 2 * H], h[t, r0:r1], Wh_rz, True, half)
+        gemm(gates[t, r0:r1, 3 * H :], h[t, r0:r1], Wh_n, True, half)
         for r in range(r0, r1):
             reset, z = gates[t, r, :H], gates[t, r, H : 2 * H]
             n, q = gates[t, r, 2 * H : 3 * H], gates[t, r, 3 * H :]
@@ -54,6 +55,7 @@ def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
     T, H = dh.shape[0], dh.shape[2]
     new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
     one = dh.dtype.type(1)
+    half = halves(Wh_rzT, r1 - r0, 2 * H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             reset, z = gates[t, r, :H], gates[t, r, H : 2 * H]
@@ -75,8 +77,8 @@ def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
                 q[j] = n[j] * reset[j]
             for j in range(H):
                 reset[j] = new[j]
-        gemm(dh0[r0:r1], gates[t, r0:r1, : 2 * H], Wh_rzT, True)
-        gemm(dh0[r0:r1], gates[t, r0:r1, 3 * H :], Wh_nT, True)
+        gemm(dh0[r0:r1], gates[t, r0:r1, : 2 * H], Wh_rzT, True, half)
+        gemm(dh0[r0:r1], gates[t, r0:r1, 3 * H :], Wh_nT, True, half)
 
 
 class GRU(Cell):

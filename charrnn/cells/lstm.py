@@ -18,7 +18,7 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Cell
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 
 
@@ -26,10 +26,11 @@ from charrnn.kernels.jit import kernel
 def forward(h, c, gates, ids, Wx, b, Wh, r0, r1):
     """The equations above. h, c (T+1, B, H); gates (T, B, 4H); Wh packed."""
     H = h.shape[2]
+    half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, r0, r1)
-        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True)
+        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True, half)
         for r in range(r0, r1):
             i, f = gates[t, r, :H], gates[t, r, H : 2 * H]
             g, o = gates[t, r, 2 * H : 3 * H], gates[t, r, 3 * H :]
@@ -55,6 +56,7 @@ def backward(dh, dh0, dc, gates, c, WhT, r0, r1):
     T, H = dh.shape[0], dh.shape[2]
     tanh_c, di = np.empty(H, dh.dtype), np.empty(H, dh.dtype)
     one = dh.dtype.type(1)
+    half = halves(WhT, r1 - r0, 4 * H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             i, f = gates[t, r, :H], gates[t, r, H : 2 * H]
@@ -78,7 +80,7 @@ def backward(dh, dh0, dc, gates, c, WhT, r0, r1):
                 gate, dm = f[j], m[j]
                 f[j] = dm * c0[j] * gate * (one - gate)
                 m[j] = dm * gate
-        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, False)
+        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, False, half)
 
 
 class LSTM(Cell):

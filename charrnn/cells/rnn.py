@@ -12,7 +12,7 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Cell
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 
 TANH, RELU, SIGMOID, IDENTITY = range(4)
@@ -24,10 +24,11 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1):
     """The equation above. h (T+1, B, H); gates (T, B, H); Wh packed."""
     H = h.shape[2]
     zero = h.dtype.type(0)
+    half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, r0, r1)
-        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True)
+        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True, half)
         for r in range(r0, r1):
             a, h1 = gates[t, r], h[t + 1, r]
             if activation == TANH:
@@ -48,6 +49,7 @@ def backward(dh, dh0, gates, WhT, activation, r0, r1):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     zero, one = dh.dtype.type(0), dh.dtype.type(1)
+    half = halves(WhT, r1 - r0, H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             a, d, carry = gates[t, r], dh[t, r], dh0[r]
@@ -65,7 +67,7 @@ def backward(dh, dh0, gates, WhT, activation, r0, r1):
             else:
                 for j in range(H):
                     a[j] = d[j]
-        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, False)
+        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, False, half)
 
 
 class RNN(Cell):

@@ -12,10 +12,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba.core import types
 from numba.extending import overload
 
+from charrnn.kernels.bfloat16 import pairs, unpaired
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.pack import pack, pack_rows, panel, prefetch
+from charrnn.kernels.pack import pack, pack_rows, panel, prefetch, round_rows, steps, steps_of
 from charrnn.kernels.tile import ROWS, tile, together
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
@@ -24,17 +26,21 @@ DEPTH = 256
 
 
 def scratch_size(k: int, dtype: Any) -> int:
-    """Elements of scratch that `gemm_tn` needs for an A of ``k`` columns."""
-    return DEPTH * (panel(dtype) + -(-k // ROWS) * ROWS)
+    """Elements of scratch, of type `operand`, that `gemm_tn` needs for an A of ``k`` columns."""
+    return steps(DEPTH, dtype) * (panel(dtype) + -(-k // ROWS) * ROWS)
 
 
-def gemm(C, A, P, accumulate):
+def gemm(C, A, P, accumulate, half):
     """``C = A @ W``, or ``C += A @ W``, for W packed as P.
 
     C (M, N) and A (M, K), or (T, M, N) and (T, M, K), have contiguous rows; P is
-    (panels, K, panel).
+    (panels, K, panel). If P holds pairs of bfloat16, A is rounded to such, too, some rows at a time
+    in ``half``, and sums are float32; see `halves`.
     """
-    product = A @ _unpacked(P, C.shape[-1])
+    if P.dtype == np.uint32:
+        A, P = np.swapaxes(unpaired(pairs(np.swapaxes(A, -1, -2))), -1, -2), unpaired(P)
+    W = np.ascontiguousarray(P.transpose(1, 0, 2)).reshape(P.shape[1], -1)[:, : C.shape[-1]]
+    product = A @ W
     C[...] = C + product if accumulate else product
 
 
@@ -42,40 +48,56 @@ def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
     """A weight gradient, or the part ``C[m0:m1, c0:c1]`` of it.
 
     ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
-    shift + N) with contiguous rows; R is all rows of a window.
-    ``scratch`` has `scratch_size` elements.
+    shift + N) with contiguous rows; R is all rows of a window. ``scratch`` has `scratch_size`
+    elements; if it holds pairs of bfloat16, A and D are rounded to such.
     """
-    product = A[:, m0:m1].T @ D[:, c0 + shift : c1 + shift]
+    A, D = A[:, m0:m1], D[:, c0 + shift : c1 + shift]
+    if scratch.dtype == np.uint32:
+        A, D = unpaired(pairs(A)), unpaired(pairs(D))
+    product = A.T @ D
     C[m0:m1, c0:c1] = C[m0:m1, c0:c1] + product if accumulate else product
 
 
-def _unpacked(P, columns):
-    return np.ascontiguousarray(P.transpose(1, 0, 2)).reshape(P.shape[1], -1)[:, :columns]
+def halves(P, rows, k):
+    """Room in which `gemm` rounds ``rows`` rows of ``k`` elements for P; empty if it need not.
+
+    Rows of one time step are the least. A kernel makes it once, before its time loop.
+    """
+    return np.empty(rows * -(-k // 2) if P.dtype == np.uint32 else 0, np.uint32)
+
+
+@overload(halves)
+def _halves(P, rows, k):
+    if P.dtype == types.uint32:
+        return lambda P, rows, k: np.empty(rows * ((k + 1) // 2), np.uint32)
+    return lambda P, rows, k: np.empty(0, np.uint32)
 
 
 @overload(gemm)
-def _gemm(C, A, P, accumulate):
-    if C.ndim == 2:
+def _gemm(C, A, P, accumulate, half):
+    def impl_2d(C, A, P, accumulate, half):
+        gemm(np.expand_dims(C, 0), np.expand_dims(A, 0), P, accumulate, half)
 
-        def impl(C, A, P, accumulate):
-            _product(C, A, P, 1, C.shape[0], C.shape[1], A.shape[1], 0, C.strides[0], 0,
-                     A.strides[0], accumulate)  # fmt: skip
+    def impl_pairs(C, A, P, accumulate, half):
+        steps = max(1, half.size // max(1, A.shape[1] * P.shape[1]))
+        for t0 in range(0, A.shape[0], steps):
+            t1 = min(t0 + steps, A.shape[0])
+            gemm(C[t0:t1], round_rows(half, A[t0:t1]), P, accumulate, half)
 
-    else:
+    def impl(C, A, P, accumulate, half):
+        T, M, _ = C.shape
+        if M == 1:  # steps as rows: tiles of one row are slow
+            _product(C, A, P, 1, T, 0, C.strides[0], 0, A.strides[0], accumulate)
+        else:
+            _product(
+                C, A, P, T, M, C.strides[0], C.strides[1], A.strides[0], A.strides[1], accumulate
+            )
 
-        def impl(C, A, P, accumulate):
-            T, M, N = C.shape
-            if M == 1:  # steps as rows: tiles of one row are slow
-                _product(C, A, P, 1, T, N, A.shape[2], 0, C.strides[0], 0, A.strides[0], accumulate)
-            else:
-                _product(C, A, P, T, M, N, A.shape[2], C.strides[0], C.strides[1], A.strides[0],
-                         A.strides[1], accumulate)  # fmt: skip
-
-    return impl
+    return impl_2d if A.ndim == 2 else impl if P.dtype == A.dtype else impl_pairs
 
 
 @kernel
-def _product(C, A, P, T, M, N, K, c_step, c_row, a_step, a_row, accumulate):
+def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate):
     """`gemm` for T matrices that share P; steps between matrices and rows in bytes.
 
     Panels are the outer loop: one stays in the cache for all rows. Rows are shared out evenly over
@@ -83,7 +105,7 @@ def _product(C, A, P, T, M, N, K, c_step, c_row, a_step, a_row, accumulate):
     """
     c_step, c_row = c_step // C.itemsize, c_row // C.itemsize
     a_step, a_row = a_step // A.itemsize, a_row // A.itemsize
-    p_step = P.strides[0] // P.itemsize
+    N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     tiles = -(-M // ROWS)
     group = P.shape[2] * TOGETHER[-(-M // max(tiles, 1))]
     for j0 in range(0, N, group):
@@ -106,10 +128,10 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
 
     def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
         ldc = C.strides[0] // C.itemsize
-        R, room = A.shape[0], DEPTH * width
-        tiles = -(-(m1 - m0) // ROWS)
-        D_panel = scratch[:room].reshape(1, DEPTH, width)
-        A_tiles = scratch[room : room + tiles * DEPTH * ROWS].reshape(tiles, DEPTH, ROWS)
+        R, tiles, K = A.shape[0], -(-(m1 - m0) // ROWS), steps_of(scratch, DEPTH)
+        room = K * width
+        D_panel = scratch[:room].reshape(1, K, width)
+        A_tiles = scratch[room : room + tiles * K * ROWS].reshape(tiles, K, ROWS)
         ahead = -(-DEPTH // max(1, tiles))
         for r0 in range(0, R, DEPTH):
             depth = min(DEPTH, R - r0)
@@ -124,8 +146,9 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
                         prefetch(D, r, next_j)
                     tile(
-                        C, m * ldc + j0, ldc, A_tiles, i * DEPTH * ROWS, 1, ROWS,
-                        D_panel, 0, 0, depth, min(ROWS, m1 - m), columns, accumulate or r0 > 0,
+                        C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
+                        D_panel, 0, 0, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
+                        accumulate or r0 > 0,
                     )  # fmt: skip
 
     return impl

@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import llvmlite
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import caching, config
 from numba.core.registry import cpu_target
 
@@ -179,8 +179,6 @@ def _vector_bits() -> int:
     Asked of the code generator itself, so that ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are
     obeyed: which registers hold the sum of two vectors of 16 floats?
     """
-    from llvmlite import binding
-
     module = ir.Module()
     vector = ir.VectorType(ir.FloatType(), 16)
     function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
@@ -195,6 +193,12 @@ def _vector_bits() -> int:
 
 VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
 VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+HAS_BF16 = VECTOR_BITS == 512 and "+avx512bf16" in FEATURES
+"""Whether that processor has dot products of bfloat16 pairs: their kernels are slow without."""
+
+if HAS_BF16:  # the tile holds them as assembly
+    binding.initialize_native_asmparser()
 
 
 def uncompiled(code: Iterable[tuple[Any, tuple[Any, ...]]]) -> int:

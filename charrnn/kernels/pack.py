@@ -2,6 +2,8 @@
 
 A packed (K, N) matrix consists of panels of some `panel` columns, each contiguous, so that a tile
 reads it from its first to its last byte. The last panel is padded with zeros.
+
+For a dtype of "bfloat16" the elements are pairs of rows (see `bfloat16.py`): K is half as much.
 """
 
 from __future__ import annotations
@@ -13,15 +15,26 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
+from charrnn.kernels.bfloat16 import emit_pair, pair, pairs
 from charrnn.kernels.jit import VECTOR_BITS, kernel
 from charrnn.kernels.tile import ROWS, VECTORS
 
 LINE_BYTES = 64
 
 
+def operand(dtype: Any) -> np.dtype[Any]:
+    """What packed operands of products in ``dtype`` consist of: pairs for "bfloat16"."""
+    return np.dtype(np.uint32 if str(dtype) == "bfloat16" else dtype)
+
+
 def lanes(dtype: Any) -> int:
-    """Elements of ``dtype`` in a vector."""
-    return VECTOR_BITS // 8 // np.dtype(dtype).itemsize
+    """Elements in a vector."""
+    return VECTOR_BITS // 8 // operand(dtype).itemsize
+
+
+def steps(k: int, dtype: Any) -> int:
+    """Packed rows of an inner dimension of ``k``."""
+    return -(-k // 2) if operand(dtype) == np.uint32 else k
 
 
 def panel(dtype: Any) -> int:
@@ -36,7 +49,7 @@ def panels(columns: int, dtype: Any) -> int:
 
 def packed(k: int, n: int, dtype: Any) -> np.ndarray:
     """Room for a packed (K, N) matrix: zeros of shape (panels, K, panel)."""
-    return aligned_zeros((panels(n, dtype), k, panel(dtype)), dtype)
+    return aligned_zeros((panels(n, dtype), steps(k, dtype), panel(dtype)), operand(dtype))
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -47,55 +60,86 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return buffer[start : start + size].reshape(shape)
 
 
-def transpose(P, p, k, j, W, r, c):
-    """``P[p, k : k + n, j : j + n] = W[r : r + n, c : c + n].T`` for the n lanes of a vector."""
-    n = lanes(W.dtype)
-    P[p, k : k + n, j : j + n] = W[r : r + n, c : c + n].T
+def _putter(count):
+    """A function that fills row i of a whole panel of ``count(dtype)`` columns; see `put_part`."""
+
+    def put(P, p, i, W, c):
+        put_part(P, p, i, W, c, P.shape[2])
+
+    @overload(put)
+    def _put(P, p, i, W, c):
+        copy, copy_pair = (make(count(str(W.dtype))) for make in (_vector_copy, _vector_pair))
+
+        def impl(P, p, i, W, c):
+            to = p * P.strides[0] + i * P.strides[1]
+            copy(P, to, W, i * W.strides[0] + c * W.strides[1])
+
+        def impl_pairs(P, p, i, W, c):
+            to = p * P.strides[0] + i * P.strides[1]
+            copy_pair(P, to, W, 2 * i * W.strides[0] + c * W.strides[1], W.strides[0])
+
+        return impl if P.dtype == W.dtype else impl_pairs
+
+    return put
 
 
-@overload(transpose)
-def _transpose(P, p, k, j, W, r, c):
-    def impl(P, p, k, j, W, r, c):
-        to = p * P.strides[0] + k * P.strides[1] + j * P.strides[2]
-        source = r * W.strides[0] + c * W.strides[1]
-        _vector_transpose(P, to, P.strides[1], W, source, W.strides[0])
-
-    return impl
-
-
-def _copier(count):
-    """A function that copies ``count(dtype)`` elements of row r of W into row k of panel p."""
-
-    def copy(P, p, k, W, r, c):
-        P[p, k] = W[r, c : c + P.shape[2]]
-
+def _vector_copy(n):
     @intrinsic
-    def vector_copy(typingctx, P, to, W, source):
+    def copy(typingctx, P, to, W, source):
+        """Copy a vector; places in bytes from the arrays' starts."""
+
         def codegen(context, builder, signature, args):
-            n = count(str(signature.args[0].dtype))
-            to, source = (
-                _vector_pointer(context, builder, signature.args[i], args[i], args[i + 1], n)
-                for i in (0, 2)
-            )
+            place = [_vector_pointer(context, builder, signature, args, i, n) for i in (0, 2)]
             align = signature.args[0].dtype.bitwidth // 8
-            builder.store(builder.load(source, align=align), to, align=align)
+            builder.store(builder.load(place[1], align=align), place[0], align=align)
             return context.get_dummy_value()
 
         return types.void(P, types.intp, W, types.intp), codegen
 
-    @overload(copy)
-    def _copy(P, p, k, W, r, c):
-        def impl(P, p, k, W, r, c):
-            to = p * P.strides[0] + k * P.strides[1]
-            vector_copy(P, to, W, r * W.strides[0] + c * W.strides[1])
-
-        return impl
-
     return copy
 
 
-copy_panel = _copier(panel)
-copy_rows = _copier(lambda dtype: ROWS)
+def _vector_pair(n):
+    @intrinsic
+    def copy_pair(typingctx, P, to, W, source, row):
+        """Round two vectors, one a row behind the other, to pairs."""
+
+        def codegen(context, builder, signature, args):
+            b = builder
+            to = _vector_pointer(context, b, signature, args, 0, n)
+            first = _vector_pointer(context, b, signature, args, 2, n)
+            args = [*args[:3], b.add(args[3], args[4])]
+            second = _vector_pointer(context, b, signature, args, 2, n)
+            low, high = b.load(first, align=4), b.load(second, align=4)
+            b.store(emit_pair(b, low, high), to, align=4)
+            return context.get_dummy_value()
+
+        return types.void(P, types.intp, W, types.intp, types.intp), codegen
+
+    return copy_pair
+
+
+put_panel = _putter(panel)
+put_rows = _putter(lambda dtype: ROWS)
+
+
+def steps_of(P, k):
+    """Rows of P that ``k`` rows are packed in."""
+    return steps(k, P.dtype)
+
+
+@overload(steps_of)
+def _steps_of(P, k):
+    if P.dtype == types.uint32:
+        return lambda P, k: (k + 1) // 2
+    return lambda P, k: k
+
+
+@kernel
+def put_part(P, p, i, W, c, columns):
+    """Fill row i of a panel from W's columns c <= n < c + columns."""
+    for j in range(columns):
+        P[p, i, j] = element(P, W[:, c + j], i)
 
 
 @kernel
@@ -104,17 +148,15 @@ def pack(P, W, n0, n1):
 
     The panels may have room for more than K rows.
     """
-    width = P.shape[2]
+    width, K = P.shape[2], W.shape[0]
     for p in range(P.shape[0]):
         c0 = n0 + p * width
         columns = min(width, n1 - c0)
-        if columns == width:
-            for k in range(W.shape[0]):
-                copy_panel(P, p, k, W, k, c0)
-        else:
-            for k in range(W.shape[0]):
-                for j in range(columns):
-                    P[p, k, j] = W[k, c0 + j]
+        whole = steps_of(P, K - 1) if columns == width else 0  # the last may lack its partner
+        for i in range(whole):
+            put_panel(P, p, i, W, c0)
+        for i in range(whole, steps_of(P, K)):
+            put_part(P, p, i, W, c0, columns)
 
 
 @kernel
@@ -123,15 +165,16 @@ def pack_rows(P, A, m0, m1):
 
     Some tiles side by side, so that a cache line of A is read once.
     """
-    whole = (m1 - m0) // ROWS
-    for p0 in range(0, whole, 8):
-        for k in range(A.shape[0]):
-            for p in range(p0, min(p0 + 8, whole)):
-                copy_rows(P, p, k, A, k, m0 + p * ROWS)
-    first = m0 + whole * ROWS
-    for k in range(A.shape[0] if first < m1 else 0):
-        for j in range(m1 - first):
-            P[whole, k, j] = A[k, first + j]
+    K = A.shape[0]
+    tiles, whole = (m1 - m0) // ROWS, steps_of(P, K - 1)
+    for p0 in range(0, tiles, 8):
+        for i in range(whole):
+            for p in range(p0, min(p0 + 8, tiles)):
+                put_rows(P, p, i, A, m0 + p * ROWS)
+    for p in range(P.shape[0]):
+        c0 = m0 + p * ROWS
+        for i in range(whole if p < tiles else 0, steps_of(P, K)):
+            put_part(P, p, i, A, c0, min(ROWS, m1 - c0))
 
 
 @kernel
@@ -147,8 +190,100 @@ def pack_t(P, W, n0, n1):
             for j in range(0, whole, n):
                 transpose(P, p, k, j, W, c0 + j, n0 + k)
         for j in range(columns):
-            for k in range(whole_k if j < whole else 0, n1 - n0):
-                P[p, k, j] = W[c0 + j, n0 + k]
+            for i in range(steps_of(P, whole_k) if j < whole else 0, P.shape[1]):
+                P[p, i, j] = element(P, W[c0 + j, n0:n1], i)
+
+
+@kernel
+def round_rows(half, A):
+    """The rows of A (T, M, K) as pairs: a part of ``half`` of shape (T, M, ceil(K / 2))."""
+    T, M, K = A.shape
+    n, size = lanes_of(half), (K + 1) // 2
+    whole = K // (2 * n) * n
+    rounded = half[: T * M * size].reshape(T, M, size)
+    for t in range(T):
+        for m in range(M):
+            for i in range(0, whole, n):
+                put_pairs(rounded, t, m, i, A)
+            for i in range(whole, size):
+                rounded[t, m, i] = element(half, A[t, m], i)
+    return rounded
+
+
+def put_pairs(rounded, t, m, i, A):
+    """Round the pairs i to i + n of a row, n the lanes of a vector."""
+    n = lanes_of(rounded)
+    row = A[t, m, 2 * i : 2 * (i + n)]
+    rounded[t, m, i : i + n] = pairs(row.reshape(-1, 1))[:, 0]
+
+
+@overload(put_pairs)
+def _put_pairs(rounded, t, m, i, A):
+    def impl(rounded, t, m, i, A):
+        to = t * rounded.strides[0] + m * rounded.strides[1] + i * rounded.strides[2]
+        source = t * A.strides[0] + m * A.strides[1] + 2 * i * A.strides[2]
+        _vector_pairs(rounded, to, A, source)
+
+    return impl
+
+
+@intrinsic
+def _vector_pairs(typingctx, rounded, to, A, source):
+    """Round neighbours to pairs."""
+
+    def codegen(context, builder, signature, args):
+        b, n = builder, lanes("float32")
+        both = b.load(_vector_pointer(context, b, signature, args, 2, 2 * n), align=4)
+        kind = ir.VectorType(ir.IntType(32), n)
+        low, high = (
+            b.shuffle_vector(both, both, ir.Constant(kind, list(range(first, 2 * n, 2))))
+            for first in (0, 1)
+        )
+        to = _vector_pointer(context, b, signature, args, 0, n)
+        b.store(emit_pair(b, low, high), to, align=4)
+        return context.get_dummy_value()
+
+    return types.void(rounded, types.intp, A, types.intp), codegen
+
+
+def _packed_rows(P, W):
+    """The rows of W as P holds them."""
+    return pairs(W) if P.dtype == np.uint32 else W
+
+
+def element(P, row, i):
+    """Element i of a row as P holds it."""
+    return _packed_rows(P, row[:, np.newaxis])[i, 0]
+
+
+@overload(element)
+def _element(P, row, i):
+    if P.dtype == row.dtype:
+        return lambda P, row, i: row[i]
+
+    def impl(P, row, i):
+        zero = row.dtype.type(0)
+        return pair(row[2 * i], row[2 * i + 1] if 2 * i + 1 < row.size else zero)
+
+    return impl
+
+
+def transpose(P, p, k, j, W, r, c):
+    """Pack the square ``W[r : r + n, c : c + n].T``, n the lanes of a vector, from step k on."""
+    n = lanes(W.dtype)
+    square = _packed_rows(P, W[r : r + n, c : c + n].T)
+    first = steps_of(P, k)
+    P[p, first : first + len(square), j : j + n] = square
+
+
+@overload(transpose)
+def _transpose(P, p, k, j, W, r, c):
+    def impl(P, p, k, j, W, r, c):
+        to = p * P.strides[0] + steps_of(P, k) * P.strides[1] + j * P.strides[2]
+        source = r * W.strides[0] + c * W.strides[1]
+        _vector_transpose(P, to, P.strides[1], W, source, W.strides[0])
+
+    return impl
 
 
 def lanes_of(W):
@@ -162,31 +297,32 @@ def _lanes_of(W):
     return lambda W: n
 
 
-def _vector_pointer(context, builder, array, value, offset, count):
-    """Where the vector at a place ``offset`` bytes from the start of an array is."""
-    dtype = str(array.dtype)
-    scalar = {"float32": ir.FloatType(), "float64": ir.DoubleType()}[dtype]
-    data = context.make_array(array)(context, builder, value=value).data
-    byte = builder.gep(builder.bitcast(data, ir.PointerType(ir.IntType(8))), [offset])
-    return builder.bitcast(byte, ir.PointerType(ir.VectorType(scalar, count)))
+def _vector_pointer(context, builder, signature, args, i, count):
+    """The vector of ``count`` elements that begins args[i + 1] bytes behind array args[i]."""
+    data = context.make_array(signature.args[i])(context, builder, value=args[i]).data
+    byte = builder.gep(builder.bitcast(data, ir.PointerType(ir.IntType(8))), [args[i + 1]])
+    return builder.bitcast(byte, ir.PointerType(ir.VectorType(data.type.pointee, count)))
 
 
 @intrinsic
 def _vector_transpose(typingctx, P, to, p_row, W, source, w_row):
-    """Copy a transposed square; places and rows in bytes."""
+    """Pack a transposed square; places and rows in bytes."""
 
     def codegen(context, builder, signature, args):
-        P, to, p_row, W, source, w_row = args
+        b, W = builder, signature.args[3]
+        n, align = lanes(str(W.dtype)), W.dtype.bitwidth // 8
 
-        def row(ty, array, start, i, size):
-            offset = builder.add(start, builder.mul(size, ir.Constant(size.type, i)))
-            return _vector_pointer(context, builder, ty, array, offset, n)
+        def row(first, i):  # of the array that is argument ``first``
+            start, size = args[first + 1 : first + 3]
+            offset = b.add(start, b.mul(size, ir.Constant(size.type, i)))
+            values = [*args[: first + 1], offset]
+            return _vector_pointer(context, b, signature, values, first, n)
 
-        kind_P, kind_W = signature.args[0], signature.args[3]
-        n, align = lanes(str(kind_W.dtype)), kind_W.dtype.bitwidth // 8
-        rows = [builder.load(row(kind_W, W, source, i, w_row), align=align) for i in range(n)]
-        for i, value in enumerate(_transposed(builder, rows)):
-            builder.store(value, row(kind_P, P, to, i, p_row), align=align)
+        rows = _transposed(b, [b.load(row(3, i), align=align) for i in range(n)])
+        if signature.args[0].dtype != W.dtype:
+            rows = [emit_pair(b, *rows[i : i + 2]) for i in range(0, n, 2)]
+        for i, value in enumerate(rows):
+            b.store(value, row(0, i), align=align)
         return context.get_dummy_value()
 
     return types.void(P, types.intp, types.intp, W, types.intp, types.intp), codegen

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.kernels.elementwise import exp
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.reduce import maximum, total
+
+ROUNDED = 64
+"""Rows that are rounded to bfloat16 at a time, if one step's are fewer."""
 
 
 @kernel
@@ -22,16 +25,18 @@ def project(out, x, P, bias, r0, r1):
             row = out[t, r]
             for j in range(N):
                 row[j] = bias[j]
-    gemm(out[:, r0:r1, :N], x[:, r0:r1], P, True)
+    half = halves(P, max(r1 - r0, ROUNDED), x.shape[2])
+    gemm(out[:, r0:r1, :N], x[:, r0:r1], P, True, half)
 
 
 @kernel
-def back_project(dx, dout, PT, r0, r1):
+def back_project(dx, dout, PT, N, r0, r1):
     """Undo `project`: ``dx[t, r] = dout[t, r] @ W.T``, W.T packed as PT.
 
     dout's rows may be longer than W's N columns: the first N count.
     """
-    gemm(dx[:, r0:r1], dout[:, r0:r1, : PT.shape[1]], PT, False)
+    half = halves(PT, max(r1 - r0, ROUNDED), N)
+    gemm(dx[:, r0:r1], dout[:, r0:r1, :N], PT, False, half)
 
 
 @kernel

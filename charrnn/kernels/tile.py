@@ -14,7 +14,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from charrnn.kernels.jit import VECTOR_BITS, VECTOR_REGISTERS
+from charrnn.kernels.bfloat16 import emit_dot
+from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS
 
 VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
 """Vectors in a panel's row."""
@@ -28,7 +29,7 @@ def together(rows: int) -> int:
     A multiply-add takes some 4 cycles and a core begins 2 in each: it takes 8 independent sums to
     keep it busy, and more where operands come from the second cache.
     """
-    return 4 if rows == 1 else 2 if rows <= ROWS // 2 else 1
+    return 4 if rows == 1 else 2 if rows <= VECTOR_REGISTERS // 10 else 1
 
 
 @intrinsic(prefer_literal=False)
@@ -37,7 +38,7 @@ def tile(typingctx, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, c
 
     ``C[c0 + m*ldc + p*panel + j] (+)= sum_k A[a0 + m*step_m + k*step_k]
     * P[p0 + p*p_step + k*panel + j]`` for m < rows <= ROWS and p*panel + j < columns, indices
-    counting elements from each array's start.
+    counting elements from each array's start. Elements of P and A may be pairs of bfloat16.
     """
     sig = types.void(
         C, *[types.intp] * 2, A, *[types.intp] * 3, P, *[types.intp] * 5, types.boolean
@@ -45,12 +46,11 @@ def tile(typingctx, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, c
 
     def codegen(context, builder, signature, args):
         c, c0, ldc, a, a0, step_m, step_k, p, p0, p_step, K, rows, columns, accumulate = args
-        dtype = signature.args[0].dtype
-        scalar = ir.DoubleType() if dtype.bitwidth == 64 else ir.FloatType()
         start = {}
         for name, ty, value in (("c", C, c), ("a", A, a), ("p", P, p)):
             start[name] = context.make_array(ty)(context, builder, value=value).data
-        tile = Tile(builder, scalar, VECTOR_BITS // dtype.bitwidth)
+        scalar, operand = (start[name].type.pointee for name in "cp")
+        tile = Tile(builder, scalar, operand, VECTOR_BITS // C.dtype.bitwidth)
         tile.c = builder.gep(start["c"], [c0])
         tile.a = builder.gep(start["a"], [a0])
         tile.p = builder.gep(start["p"], [p0])
@@ -65,9 +65,12 @@ def tile(typingctx, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, c
 class Tile:
     """Writes the IR: a switch over the row count, then loops over panels and the last columns."""
 
-    def __init__(self, builder: ir.IRBuilder, scalar: ir.Type, lanes: int) -> None:
-        self.builder, self.scalar, self.lanes = builder, scalar, lanes
+    def __init__(
+        self, builder: ir.IRBuilder, scalar: ir.Type, operand: ir.Type, lanes: int
+    ) -> None:
+        self.builder, self.lanes = builder, lanes
         self.vector = ir.VectorType(scalar, lanes)
+        self.operand = ir.VectorType(operand, lanes)
         self.index = ir.IntType(64)
         self.panel = VECTORS * lanes
         self.c = self.a = self.p = self.ldc = self.step_m = self.step_k = self.p_step = None
@@ -148,7 +151,7 @@ class Tile:
         k = self.phi(self.index, (self.at(0), before))
         acc = [[self.phi(self.vector, (zeros, before)) for _ in p] for _ in a]
         row, shift = b.mul(k, size), b.mul(k, self.step_k)
-        ps = [self.load(self.step(q, row), None) for q in p]
+        ps = [self.load(self.step(q, row), self.operand) for q in p]
         new = []
         for pointer, sums in zip(a, acc, strict=True):
             x = self.splat(b.load(self.step(pointer, shift)))
@@ -174,7 +177,7 @@ class Tile:
                     for values, pointers in zip(result, c, strict=True):
                         for value, pointer, mask in zip(values, pointers, masks, strict=True):
                             if way is add:
-                                value = b.fadd(self.load(pointer, mask), value)
+                                value = b.fadd(self.load(pointer, self.vector, mask), value)
                             self.store(value, pointer, mask)
 
     def prefetch(self, c: list[list[ir.Value]]) -> None:
@@ -190,8 +193,10 @@ class Tile:
                 b.call(prefetch, [b.bitcast(pointer, byte), to_write, keep, data])
 
     def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        # Fused where the processor can, on every path of one target alike.
         b = self.builder
+        if self.operand != self.vector:
+            return emit_dot(b, x, y, z, HAS_BF16)
+        # Fused where the processor can, on every path of one target alike.
         return b.fadd(b.fmul(x, y, flags=("contract",)), z, flags=("contract",))
 
     def at(self, value: int) -> ir.Constant:
@@ -212,7 +217,7 @@ class Tile:
         return phi
 
     def splat(self, x: ir.Value) -> ir.Value:
-        b, undefined = self.builder, ir.Constant(self.vector, ir.Undefined)
+        b, undefined = self.builder, ir.Constant(self.operand, ir.Undefined)
         one = b.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return b.shuffle_vector(one, undefined, lanes)
@@ -226,16 +231,18 @@ class Tile:
             "<", ir.Constant(kind, list(range(self.lanes))), b.shuffle_vector(one, undefined, lanes)
         )
 
-    def load(self, pointer: ir.Value, mask: ir.Value | None) -> ir.Value:
+    def load(
+        self, pointer: ir.Value, kind: ir.VectorType, mask: ir.Value | None = None
+    ) -> ir.Value:
         b = self.builder
-        pointer = b.bitcast(pointer, ir.PointerType(self.vector))
-        align = 8 if self.vector.element == ir.DoubleType() else 4
+        pointer = b.bitcast(pointer, ir.PointerType(kind))
+        align = 8 if kind.element == ir.DoubleType() else 4
         if mask is None:
             return b.load(pointer, align=align)
         bits = ir.VectorType(ir.IntType(1), self.lanes)
-        kinds = [pointer.type, ir.IntType(32), bits, self.vector]
-        load = self.intrinsic("load", ir.FunctionType(self.vector, kinds))
-        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
+        kinds = [pointer.type, ir.IntType(32), bits, kind]
+        load = self.intrinsic("load", ir.FunctionType(kind, kinds))
+        zeros = ir.Constant(kind, [0.0] * self.lanes)
         return b.call(load, [pointer, ir.Constant(ir.IntType(32), align), mask, zeros])
 
     def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:

@@ -1,0 +1,92 @@
+"""Pairs of bfloat16 numbers, the operands of processors' dot products with float32 sums.
+
+A bfloat16 is the upper half of a float32. A pair is a uint32: the number of the lower k in its
+lower half. Rounding is to the nearest, ties to even; infinities and NaN stay what they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """The bits of float32 numbers rounded to bfloat16, as uint32."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    up = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(x), bits >> 16 | 0x40, up).astype(np.uint32)
+
+
+def pairs(x: np.ndarray) -> np.ndarray:
+    """The rows (..., K, N) of ``x`` rounded and in pairs: (..., ceil(K / 2), N) uint32."""
+    odd = x.shape[-2] % 2
+    bits = rounded(np.concatenate([x, np.zeros_like(x[..., :odd, :])], axis=-2))
+    return bits[..., ::2, :] | bits[..., 1::2, :] << np.uint32(16)
+
+
+def unpaired(x: np.ndarray) -> np.ndarray:
+    """Undo `pairs`: (..., 2 K, N) float32."""
+    halves = np.stack([x << np.uint32(16), x & np.uint32(0xFFFF0000)], axis=-2)
+    return halves.reshape(*x.shape[:-2], 2 * x.shape[-2], x.shape[-1]).view(np.float32)
+
+
+def pair(low, high):
+    """Two float32 numbers as a pair."""
+    return rounded(low) | rounded(high) << np.uint32(16)
+
+
+@overload(pair)
+def _pair(low, high):
+    return lambda low, high: _emit_pair(low, high)
+
+
+@intrinsic
+def _emit_pair(typingctx, low, high):
+    def codegen(context, builder, signature, args):
+        return emit_pair(builder, *args)
+
+    return types.uint32(types.float32, types.float32), codegen
+
+
+def emit_pair(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    """`pair` for scalars or vectors."""
+    up = _emit_rounded(b, high)
+    sixteen = _filled(up.type, 16)
+    return b.or_(_emit_rounded(b, low), b.shl(up, sixteen))
+
+
+def _emit_rounded(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    kind = ir.IntType(32)
+    if isinstance(x.type, ir.VectorType):
+        kind = ir.VectorType(kind, x.type.count)
+    bits = b.bitcast(x, kind)
+    upper = b.lshr(bits, _filled(kind, 16))
+    half = b.add(b.and_(upper, _filled(kind, 1)), _filled(kind, 0x7FFF))
+    nearest = b.lshr(b.add(bits, half), _filled(kind, 16))
+    return b.select(b.fcmp_unordered("uno", x, x), b.or_(upper, _filled(kind, 0x40)), nearest)
+
+
+def _filled(kind: ir.Type, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def emit_dot(b: ir.IRBuilder, x: ir.Value, y: ir.Value, z: ir.Value, native: bool) -> ir.Value:
+    """``z`` plus both products of the pairs ``x`` and ``y``, in each lane.
+
+    ``native`` is for processors with AVX512-BF16. Assembly, because the type of LLVM's own
+    intrinsic has changed between versions.
+    """
+    if native:
+        kind = ir.FunctionType(z.type, [z.type, x.type, y.type])
+        dot = ir.InlineAsm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", side_effect=False)
+        return b.call(dot, [z, y, x])
+    contract = ("contract",)
+    for part in (
+        lambda pair: b.and_(pair, _filled(pair.type, 0xFFFF0000)),
+        lambda pair: b.shl(pair, _filled(pair.type, 16)),
+    ):
+        factors = (b.bitcast(part(pair), z.type) for pair in (x, y))
+        z = b.fadd(b.fmul(*factors, flags=contract), z, flags=contract)
+    return z
