@@ -355,6 +355,8 @@ def sample(
     )
     with _output(output) as file:
         _note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
+        for text in lm.model.notes:
+            _note(text)
         unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
         if unknown is not None:
             _note(unknown)

@@ -13,8 +13,9 @@ from charrnn import cells
 from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
+from charrnn.kernels import jit
 from charrnn.kernels.gemm import scratch_size
-from charrnn.kernels.pack import aligned_zeros
+from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.params import Params
 from charrnn.passes import Pass, State
 from charrnn.stepper import Stepper
@@ -22,6 +23,10 @@ from charrnn.threads import Team
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
+
+NO_BF16 = (
+    "this processor does not multiply bfloat16 (AVX512-BF16): --precision bf16 is float32 here"
+)
 
 
 class Gradients(NamedTuple):
@@ -44,6 +49,11 @@ class Model:
     config : what to build
     vocab_size : V
     threads : how many take part; the results do not depend on it
+
+    Attributes
+    ----------
+    operands : type that the factors of products are rounded to
+    notes : what a person should know of how this machine runs the model
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, threads: int = 1) -> None:
@@ -55,6 +65,14 @@ class Model:
                 f"this cell has {' or '.join(self.cell.activations)}; "
                 "other activations go with --model rnn"
             )
+        if config.precision == "bf16" and config.dtype != "float32":
+            raise InputError(f"--precision bf16 with --dtype {config.dtype}: it needs float32")
+        self.operands = config.dtype
+        self.notes: list[str] = []
+        if config.precision == "bf16" and jit.HAS_BF16:
+            self.operands = "bfloat16"
+        elif config.precision == "bf16":
+            self.notes.append(NO_BF16)
         self.team = Team(threads)
         weakref.finalize(self, self.team.close)
         self.params = Params(self.shapes(), config.dtype)
@@ -111,8 +129,8 @@ class Model:
     def scratch(self) -> np.ndarray:
         """(threads, n): each thread's own room for products that give weights' gradients."""
         widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
-        size = scratch_size(widest, self.config.dtype)
-        return aligned_zeros((self.team.size, size), self.config.dtype)
+        size = scratch_size(widest, self.operands)
+        return aligned_zeros((self.team.size, size), operand(self.operands))
 
     # -- running --------------------------------------------------------------------------------
 

@@ -72,8 +72,9 @@ class Pass:
         self.losses = np.zeros((T, B), dtype)
         if like is None:
             grads = model.grads if self.training else None
-            self.stack = Stack(model.config, model.cell, model.params, grads)
-            self.head, calls = packed_pair("Wy", model.params.views["head.Wy"], self.training)
+            self.stack = Stack(model.config, model.cell, model.params, grads, model.operands)
+            Wy = model.params.views["head.Wy"]
+            self.head, calls = packed_pair("Wy", Wy, model.operands, self.training)
             calls = self.stack.pack_calls + calls
             self.pack: list[Item] = [calls] if self.parts == 1 else [(call,) for call in calls]
         else:

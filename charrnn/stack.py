@@ -30,7 +30,9 @@ NO_IDS = np.empty((0, 0), np.int32)
 class Stack:
     """The packed weights of all layers and the call lists of a window."""
 
-    def __init__(self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None):
+    def __init__(
+        self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None, operands: str
+    ) -> None:
         self.config, self.cell = config, cell
         self.embedding = params.views.get("embedding")
         self.d_embedding = grads.views.get("embedding") if grads else None
@@ -39,9 +41,9 @@ class Stack:
         self.k: list[Arrays] = []
         self.pack_calls: list[Call] = []
         for i, p in enumerate(self.p):
-            k, calls = cell.packing(p, grads is not None)
+            k, calls = cell.packing(p, operands, grads is not None)
             if not self.reads_ids(i):
-                kx, more = packed_pair("Wx", p["Wx"], grads is not None)
+                kx, more = packed_pair("Wx", p["Wx"], operands, grads is not None)
                 k, calls = k | kx, calls + more
             self.k.append(k)
             self.pack_calls += calls

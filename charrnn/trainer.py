@@ -123,7 +123,8 @@ class Run:
         with runlog.lock(self.folder), runlog.RunLog(path) as self.log:
             atomic.sweep(self.folder)
             note = self.log.truncate(self.metrics_length)
-            for text in [*self.text.notes, *([note] if note else []), *self._compile_note()]:
+            notes = [*self.text.notes, *self.model.notes, *([note] if note else [])]
+            for text in [*notes, *self._compile_note()]:
                 yield {"event": "note", "step": p.step, "text": text}
             yield self._logged(self._start_event(), log=p.total_steps != self.total_steps)
             p.total_steps = self.total_steps

@@ -73,10 +73,9 @@ class Cell(ABC):
         shapes |= {"gates": (T, B, self.gates * H), "dh": (T, B, H)}
         return shapes | {f"d{s}0": (B, H) for s in self.states}
 
-    def packing(self, p: Arrays, gradient: bool) -> tuple[Arrays, list[Call]]:
-        """Room for the packed recurrent weights and the calls that fill it."""
-        k, calls = packed_pair("Wh", p["Wh"], gradient)
-        return k, calls
+    def packing(self, p: Arrays, operands: str, gradient: bool) -> tuple[Arrays, list[Call]]:
+        """Room for the recurrent weights, packed as type ``operands``, and the calls to fill it."""
+        return packed_pair("Wh", p["Wh"], operands, gradient)
 
     @abstractmethod
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
@@ -131,13 +130,13 @@ def whole(gradient: np.ndarray, inputs: np.ndarray, dgates: np.ndarray) -> Produ
 
 
 def packed_pair(
-    name: str, W: np.ndarray, gradient: bool, n0: int = 0, n1: int | None = None
+    name: str, W: np.ndarray, operands: str, gradient: bool, n0: int = 0, n1: int | None = None
 ) -> tuple[Arrays, list[Call]]:
     """Columns n0 <= n < n1 of W packed for ``x @ W`` and, as ``nameT``, for ``dy @ W.T``."""
     n1 = W.shape[1] if n1 is None else n1
-    k, calls = {name: packed(len(W), n1 - n0, W.dtype)}, []
+    k, calls = {name: packed(len(W), n1 - n0, operands)}, []
     calls.append((pack, (k[name], W, n0, n1)))
     if gradient:
-        k[name + "T"] = packed(n1 - n0, len(W), W.dtype)
+        k[name + "T"] = packed(n1 - n0, len(W), operands)
         calls.append((pack_t, (k[name + "T"], W, n0, n1)))
     return k, calls

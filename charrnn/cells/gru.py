@@ -94,10 +94,10 @@ class GRU(Cell):
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().work_shapes(T, B, H) | {"gates": (T, B, 4 * H)}
 
-    def packing(self, p: Arrays, gradient: bool) -> tuple[Arrays, list[Call]]:
+    def packing(self, p: Arrays, operands: str, gradient: bool) -> tuple[Arrays, list[Call]]:
         H = len(p["Wh"])
-        k, calls = packed_pair("Wh_rz", p["Wh"], gradient, 0, 2 * H)
-        k_n, calls_n = packed_pair("Wh_n", p["Wh"], gradient, 2 * H)
+        k, calls = packed_pair("Wh_rz", p["Wh"], operands, gradient, 0, 2 * H)
+        k_n, calls_n = packed_pair("Wh_n", p["Wh"], operands, gradient, 2 * H)
         return k | k_n, calls + calls_n
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:

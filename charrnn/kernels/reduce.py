@@ -40,7 +40,7 @@ def _reduction(function, combine, identity):
             array = context.make_array(row)(context, builder, value=args[0])
             scalar = ir.DoubleType() if row.dtype.bitwidth == 64 else ir.FloatType()
             size = builder.extract_value(array.shape, 0)
-            write = Tile(builder, scalar, VECTOR_BITS // row.dtype.bitwidth)
+            write = Tile(builder, scalar, scalar, VECTOR_BITS // row.dtype.bitwidth)
             return _fold(write, array.data, size, combine, identity)
 
         return row.dtype(row), codegen
@@ -61,12 +61,12 @@ def _fold(write, data, size, combine, identity):
     after = b.add(i, at(lanes))
     b.cbranch(b.icmp_signed("<=", after, size), body, end)
     b.position_at_end(body)
-    held.add_incoming(combine(b, write.load(write.step(data, i), None), held), body)
+    held.add_incoming(combine(b, write.load(write.step(data, i), write.vector), held), body)
     i.add_incoming(after, body)
     b.branch(head)
     b.position_at_end(end)
     mask = write.mask(b.sub(size, i))
-    rest = b.select(mask, write.load(write.step(data, i), mask), start)
+    rest = b.select(mask, write.load(write.step(data, i), write.vector, mask), start)
     held, width = combine(b, rest, held), lanes
     while width > 1:
         width //= 2
