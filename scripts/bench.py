@@ -1,11 +1,14 @@
-"""Times whole training steps against PyTorch, side by side, and prints a table in Markdown.
+"""Times whole training steps against PyTorch, in turn, and prints a table in Markdown.
 
-Both sides get the same weights and the same text, are first checked to give the same loss and the
-same gradients, then train in turn, each in a child process that sleeps while the other one works:
-forward, BPTT, clipping by norm, Adam and all else that a trainer does in a step. PyTorch runs
-with the better of one and all threads, on its own recurrent modules, with fused Adam. The share of
-the limit is useful multiply-adds (no padding) per second over the rate that this same run measures
-for this processor. Needs the extra `torch`; without it, our own side alone is timed.
+All sides get the same weights and the same text. A child process first checks that they compute the
+same loss, the same gradients, element by element, and the same training steps; then each trains in
+a child of its own that sleeps while the others work: forward, BPTT, clipping by norm, Adam and all
+else that a trainer does in a step. PyTorch runs on its own recurrent modules with fused Adam, with
+the better of one and all threads; beside it `torch.compile` of a hand-written cell in a loop over
+time, where there is a C++ compiler. The share of the limit is useful multiply-adds (no padding) per
+second over the float32 rate that this same run measures on all threads. Our memory is that of
+`charrnn train`, as a process, with validation and checkpoint; PyTorch's is that of its steps alone.
+Needs the extra `torch`; without it, our own side alone is timed.
 """
 
 from __future__ import annotations
@@ -13,353 +16,190 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from memory import measured
+from rows import ROWS, Row, machine, markdown, versions
+from sides import PAUSE, Child
 
-
-class Row(NamedTuple):
-    """A configuration: cell, layers, hidden, batch, window, vocabulary, embedding."""
-
-    model: str
-    L: int
-    H: int
-    B: int
-    T: int
-    V: int = 65
-    E: int = 0
-
-    @property
-    def title(self) -> str:
-        more = f", V {self.V}, embedding {self.E}" if self.E else ""
-        return f"{self.model} {self.L}x{self.H}, B {self.B}, T {self.T}{more}"
-
-    @property
-    def flop_per_char(self) -> float:
-        """Useful operations of a training step for each character: three products a weight."""
-        G = {"lstm": 4, "gru": 3}.get(self.model, 1)
-        weights = G * self.H * self.H * (2 * self.L - 1) + self.H * self.V + G * self.H * self.E
-        return 3 * 2 * weights
+COMPILE_TURNS = 2
+"""Turns of `torch.compile`, whose steps take up to some seconds each."""
 
 
-ROWS = [
-    Row("rnn", 1, 100, 1, 25),
-    Row("lstm", 1, 100, 1, 25),
-    Row("rnn", 1, 256, 32, 35),
-    Row("lstm", 2, 128, 50, 50),
-    Row("lstm", 1, 256, 32, 64),
-    Row("gru", 1, 256, 32, 64),
-    Row("lstm", 1, 512, 32, 35),
-    Row("lstm", 2, 512, 64, 100),
-    Row("gru", 2, 512, 64, 100),
-    Row("lstm", 1, 256, 32, 64, V=4500, E=256),
-]
-RATE, CLIP = 1e-3, 5.0
-PAUSE = 0.5
-"""Seconds between turns: OpenMP's threads spin for some 0.2 s after their last work."""
+class Bench:
+    """The options of a run of this script, and its measurements."""
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.torch = find_spec("torch") is not None
+        self.compiled = self.torch and args.compile
 
-# -- child processes ----------------------------------------------------------------------------
-
-
-def serve(side: Any) -> None:
-    """Answer the parent's lines: ``check`` or ``time <seconds>``, one JSON line each."""
-    for line in sys.stdin:
-        word, *rest = line.split()
-        answer = side.check() if word == "check" else side.time(float(rest[0]))
-        print(json.dumps(answer), flush=True)
-
-
-def peak_memory() -> int:
-    """Most resident memory of this process so far, in bytes."""
-    import resource
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
-
-
-def timed(step: Any, chars: int, seconds: float) -> dict[str, float]:
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds or steps == 0:
-        step()
-        steps += 1
-    return {
-        "chars_per_second": steps * chars / (time.perf_counter() - began),
-        "memory": peak_memory(),
-    }
-
-
-class Ours:
-    """The trainer itself, event by event."""
-
-    def __init__(self, row: Row, folder: Path, threads: int) -> None:
-        import numpy as np
-        from safetensors.numpy import save_file
-
-        from charrnn.config import Config
-        from charrnn.kernels.peak import peak_flops
-        from charrnn.trainer import Run, Text
-        from charrnn.vocab import Vocabulary
-
-        self.row, self.folder = row, folder
-        rng = np.random.default_rng(1)
-        self.window = rng.integers(row.V, size=(row.T + 1, row.B))
-        ids = rng.integers(row.V, size=row.B * row.T * 20 + 1)
-        np.save(folder / "ids.npy", ids)
-        np.save(folder / "window.npy", self.window)
-        options = dict(
-            model=row.model, hidden_size=row.H, num_layers=row.L, embedding_size=row.E,
-            batch_size=row.B, seq_length=row.T, dropout=0.0, threads=threads,
-            optimizer="adam", learning_rate=RATE, lr_schedule="constant", warmup_steps=0,
-            beta1=0.9, beta2=0.999, grad_clip=CLIP,
-            max_steps=10**9, eval_every=0, checkpoint_every=0,
-        )  # fmt: skip
-        vocabulary = Vocabulary("char", tuple(chr(0x4E00 + i) for i in range(row.V)))
-        text = Text(vocabulary, ids, ids[:0], ids[:0], row.B, row.T, {}, [])
-        self.run = Run(folder, Config.from_options(options), text)
-        self.run.model.initialize(1)
-        began = time.perf_counter()
-        self.gradients = self.run.model.gradients(self.window[:-1], self.window[1:])
-        self.compile_seconds = time.perf_counter() - began
-        weights = self.run.model.to_torch(self.run.model.params)
-        save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "w.st")
-        self.peak = peak_flops(self.run.model.team)
-        self.events = self.run.events()
-
-    def check(self) -> dict[str, Any]:
-        import numpy as np
-
-        norms = {k: float(np.linalg.norm(v)) for k, v in self.gradients.weights.items()}
-        return {"loss": self.gradients.loss, "norms": norms, "peak": self.peak,
-                "compile_seconds": self.compile_seconds}  # fmt: skip
-
-    def step(self) -> None:
-        while next(self.events)["event"] != "step":
-            pass
-
-    def time(self, seconds: float) -> dict[str, float]:
-        from charrnn.kernels.peak import peak_flops
-
-        answer = timed(self.step, self.row.B * self.row.T, seconds)
-        return answer | {"peak": peak_flops(self.run.model.team, seconds=0.1)}
-
-
-class Torch:
-    """A careful PyTorch trainer of the same network."""
-
-    def __init__(self, row: Row, folder: Path, threads: int) -> None:
-        import numpy as np
-        import torch
-        from safetensors.torch import load_file
-
-        torch.set_num_threads(threads)
-        self.torch, self.row = torch, row
-        window = torch.tensor(np.load(folder / "window.npy"))
-        self.check_ids, self.check_targets = window[:-1], window[1:]
-        ids = torch.tensor(np.load(folder / "ids.npy"))
-        n = (len(ids) - 1) // row.B
-        self.ids = ids[: n * row.B].view(row.B, n).t().contiguous()
-        self.targets = ids[1 : n * row.B + 1].view(row.B, n).t().contiguous()
-        module = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[row.model]
-        parts = {"rnn": module(row.E or row.V, row.H, row.L), "head": torch.nn.Linear(row.H, row.V)}
-        if row.E:
-            parts["embedding"] = torch.nn.Embedding(row.V, row.E)
-        self.net = torch.nn.ModuleDict(parts)
-        self.net.load_state_dict(load_file(folder / "w.st"))
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=RATE, fused=True)
-        self.state, self.position = None, 0
-
-    def loss(self, ids: Any, targets: Any, state: Any) -> tuple[Any, Any]:
-        F, row = self.torch.nn.functional, self.row
-        x = self.net["embedding"](ids) if row.E else F.one_hot(ids, row.V).float()
-        output, state = self.net["rnn"](x, state)
-        logits = self.net["head"](output)
-        return F.cross_entropy(logits.view(-1, row.V), targets.reshape(-1)), state
-
-    def check(self) -> dict[str, Any]:
-        loss, _ = self.loss(self.check_ids, self.check_targets, None)
-        loss.backward()
-        norms = {k: float(p.grad.norm()) for k, p in self.net.named_parameters()}
-        return {"loss": float(loss.detach()), "norms": norms}
-
-    def step(self) -> None:
-        T, t = self.row.T, self.position
-        if t == 0:
-            self.state = None
-        ids, targets = self.ids[t : t + T], self.targets[t : t + T]
-        self.position = t + T if t + 2 * T <= len(self.ids) else 0
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, state = self.loss(ids, targets, self.state)
-        loss.backward()
-        self.torch.nn.utils.clip_grad_norm_(self.net.parameters(), CLIP)
-        self.optimizer.step()
-        self.state = (
-            tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-        )
-        loss.item()
-
-    def time(self, seconds: float) -> dict[str, float]:
-        return timed(self.step, self.row.B * self.row.T, seconds)
-
-
-# -- the parent ---------------------------------------------------------------------------------
-
-
-class Child:
-    """One side in a process of its own; it sleeps on its pipe until asked."""
-
-    def __init__(self, side: str, index: int, folder: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--side", side, "--folder", folder]
-        self.process = subprocess.Popen(
-            [*command, "--rows", str(index + 1), "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def ask(self, line: str) -> Any:
-        assert self.process.stdin and self.process.stdout
-        time.sleep(PAUSE)
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"a child process ended: status {self.process.wait()}")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def compare(index: int, threads: int, rounds: int, seconds: float, torch: bool) -> dict[str, Any]:
-    """Check and time one row."""
-    row = ROWS[index]
-    with tempfile.TemporaryDirectory() as folder:
-        ours = Child("ours", index, folder, threads)
-        mine = ours.ask("check")
-        theirs = [Child("torch", index, folder, n) for n in sorted({1, threads})] if torch else []
-        for child in theirs:
-            check(row, mine, child.ask("check"))
-        for child in [ours, *theirs]:
-            child.ask(f"time {seconds / 2}")  # warm up
-        if len(theirs) == 2:
-            speeds = [child.ask(f"time {seconds}")["chars_per_second"] for child in theirs]
-            theirs.pop(speeds.index(min(speeds))).close()
-        pairs = [[child.ask(f"time {seconds}") for child in [ours, *theirs]] for _ in range(rounds)]
-        for child in [ours, *theirs]:
+    def row(self, row: Row) -> dict[str, Any]:
+        """Check and time one row."""
+        threads, precision, seconds = self.args.threads, self.args.precision, self.args.seconds
+        result: dict[str, Any] = {"row": row.title}
+        if self.torch:
+            check = Child("check", row, threads, precision)
+            result |= check.ask("check")
+            check.close()
+        children = [Child("ours", row, threads, precision)]
+        children[0].ask(f"time {seconds / 2}")  # warm up
+        if self.torch:
+            chosen, peer = self._best_peer(row)
+            children.append(peer)
+            result["torch_threads"] = chosen
+        turns = [[c.ask(f"time {seconds}") for c in children] for _ in range(self.args.rounds)]
+        for child in children:
             child.close()
-    rates = [[side["chars_per_second"] for side in pair] for pair in pairs]
-    limit = max(pair[0]["peak"] for pair in pairs)
-    result = {
-        "row": row.title,
-        "chars_per_second": statistics.median(r[0] for r in rates),
-        "spread": (max(r[0] for r in rates) - min(r[0] for r in rates)) / min(r[0] for r in rates),
-        "limit_gflops": limit / 1e9,
-        "memory_mb": pairs[-1][0]["memory"] / 1e6,
-        "start_seconds": mine["compile_seconds"],
-    }
-    result["share"] = result["chars_per_second"] * row.flop_per_char / limit
-    if torch:
-        result["torch_chars_per_second"] = statistics.median(r[1] for r in rates)
-        result["torch_memory_mb"] = pairs[-1][1]["memory"] / 1e6
-        result["ratio"] = statistics.median(r[0] / r[1] for r in rates)
-    return result
+        rates = [[side["chars_per_second"] for side in turn] for turn in turns]
+        limit = max(turn[0]["limit"] for turn in turns)
+        result["ours"] = summary([r[0] for r in rates])
+        result["limit_gflops"] = limit / 1e9
+        result["share"] = result["ours"]["median"] * row.flop / limit
+        result["memory_mb"] = measured(row, threads, precision)
+        if self.torch:
+            result["torch"] = summary([r[1] for r in rates])
+            result["ratio"] = statistics.median(r[0] / r[1] for r in rates)
+            result["torch_memory_mb"] = turns[-1][1]["memory"] / 1e6
+        if self.compiled:
+            result["torch_compile"] = self._compiled(row, result["torch_threads"])
+        return result
 
+    def _best_peer(self, row: Row) -> tuple[int, Child]:
+        """PyTorch with the better of one and all threads, warm."""
+        args = self.args
+        peers = {n: Child("torch", row, n, args.precision) for n in sorted({1, args.threads})}
+        speeds = {}
+        for threads, child in peers.items():
+            child.ask(f"time {args.seconds / 2}")
+            speeds[threads] = child.ask(f"time {args.seconds}")["chars_per_second"]
+        best = max(speeds, key=speeds.__getitem__)
+        for threads, child in peers.items():
+            if threads != best:
+                child.close()
+        return best, peers[best]
 
-def check(row: Row, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Stop unless both sides compute the same thing."""
-    if abs(ours["loss"] - theirs["loss"]) > 1e-4 * theirs["loss"]:
-        raise SystemExit(f"{row.title}: loss {ours['loss']} against PyTorch's {theirs['loss']}")
-    for name, norm in theirs["norms"].items():
-        if abs(ours["norms"][name] - norm) > 1e-3 * norm:
-            raise SystemExit(
-                f"{row.title}: gradient of {name} {ours['norms'][name]} against {norm}"
+    def _compiled(self, row: Row, threads: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory() as cache:
+            child = Child(
+                "compile", row, threads, self.args.precision, TORCHINDUCTOR_CACHE_DIR=cache
             )
+            warm = child.ask("time 0")
+            turns = [child.ask(f"time {self.args.seconds}") for _ in range(COMPILE_TURNS)]
+            child.close()
+        found = summary([turn["chars_per_second"] for turn in turns])
+        return found | {"compile_seconds": warm["compile_seconds"]}
+
+    def cold_start(self, row: Row) -> float:
+        """Seconds of a process until its first step has ended, with no kernel cache."""
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as cache:
+            child = Child(
+                "ours", row, self.args.threads, self.args.precision, CHARRNN_CACHE_DIR=cache
+            )
+            child.ask("step")
+            seconds = time.perf_counter() - began - PAUSE
+            child.close()
+        return seconds
 
 
-def markdown(results: list[dict[str, Any]], threads: int) -> str:
-    lines = [
-        "| configuration | charrnn, chars/s | share of the limit | PyTorch, chars/s "
-        "| times PyTorch | memory, MB | PyTorch, MB |",
-        "|---|---|---|---|---|---|---|",
+def summary(values: list[float]) -> dict[str, float]:
+    median = statistics.median(values)
+    return {"median": median, "spread": (max(values) - min(values)) / median}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements as Markdown."""
+    head = ["configuration", "charrnn, chars/s", "share of the limit", "PyTorch, chars/s",
+            "times PyTorch", "`torch.compile`, chars/s (compiling)",
+            "memory, MB", "PyTorch, MB", "share"]  # fmt: skip
+    lines = []
+    for r in found["rows"]:
+        line = [r["row"], speed(r["ours"]), f"{r['share']:.0%}", "", "", "left out"]
+        if "torch" in r:
+            line[3:5] = f"{speed(r['torch'])}, {r['torch_threads']} thr.", f"{r['ratio']:.2f}"
+        if "torch_compile" in r:
+            compiled = r["torch_compile"]
+            line[5] = f"{compiled['median']:,.0f} ({compiled['compile_seconds']:.0f} s)"
+        line += [f"{r['memory_mb']:.0f}", "", ""]
+        if "torch" in r:
+            share = r["memory_mb"] / r["torch_memory_mb"]
+            line[7:] = f"{r['torch_memory_mb']:.0f}", f"{share:.0%}"
+        lines.append(line)
+    limit = statistics.median(r["limit_gflops"] for r in found["rows"])
+    starts = ", ".join(f"{name} {s:.1f} s" for name, s in found["compile_seconds"].items())
+    notes = [
+        f"{found['machine']}; {found['threads']} threads; {found['precision']}; "
+        f"limit {limit:.0f} GFLOP/s (float32); {found['versions']}.",
+        f"Medians of {found['rounds']} turns of {found['seconds']:g} s, in parentheses the "
+        "spread, (largest - smallest) / median.",
+        f"First step with no kernel cache, all compiling included, once an installation: {starts}.",
     ]
-    for r in results:
-        peer = ("", "", "")
-        if "ratio" in r:
-            peer = (
-                f"{r['torch_chars_per_second']:,.0f}",
-                f"{r['ratio']:.2f}",
-                f"{r['torch_memory_mb']:.0f}",
-            )
-        lines.append(
-            f"| {r['row']} | {r['chars_per_second']:,.0f} (spread {r['spread']:.0%}) "
-            f"| {r['share']:.0%} | {peer[0]} | {peer[1]} | {r['memory_mb']:.0f} | {peer[2]} |"
+    differences = [r["gradient_difference"] for r in found["rows"] if "gradient_difference" in r]
+    if differences:
+        notes.append(
+            "Largest difference from PyTorch's gradients, as a share of the tensor's largest "
+            f"element: {max(differences):.0e}."
         )
-    limit = statistics.median(r["limit_gflops"] for r in results)
-    return "\n".join(
-        [*lines, "", f"{machine()}; {threads} threads; limit {limit:.0f} GFLOP/s; {versions()}."]
-    )
+    if not found["compile"]:
+        notes.append(f"`torch.compile` is left out: {found['why']}.")
+    return "\n".join([markdown(head, lines), "", *notes])
 
 
-def machine() -> str:
-    cpu = Path("/proc/cpuinfo")
-    if cpu.exists():
-        for line in cpu.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def speed(values: dict[str, float]) -> str:
+    return f"{values['median']:,.0f} ({values['spread']:.0%})"
 
 
-def versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = [f"Python {platform.python_version()}"]
-    for name in ("numba", "numpy", "torch"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return ", ".join(found) + (f", commit {commit.stdout.strip()}" if commit.stdout else "")
+def compiler() -> str | None:
+    """The C++ compiler that `torch.compile` would use."""
+    return shutil.which(os.environ.get("CXX") or ("cl" if os.name == "nt" else "g++"))
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     names = "\n".join(f"  {i}  {row.title}" for i, row in enumerate(ROWS, 1))
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="rows:\n" + names,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--rows", help="numbers of the rows, such as 1,5  (default: all)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side (default 5)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn (default 2)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--side", choices=["ours", "torch"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--rows", help="numbers of the rows, such as 1,5  (default: all)")
+    add("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    add("--rounds", type=int, default=5, help="turns of each side (default 5)")
+    add("--seconds", type=float, default=1.5, help="of a turn (default 1.5)")
+    add("--precision", choices=["float32", "bf16"], default="float32", help="default float32; "
+        "bf16 is against PyTorch's autocast")  # fmt: skip
+    add("--compile", action=argparse.BooleanOptionalAction, default=compiler() is not None,
+        help="torch.compile too (default: if there is a C++ compiler)")  # fmt: skip
+    add("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
-    rows = [int(n) - 1 for n in args.rows.split(",")] if args.rows else range(len(ROWS))
-    if args.side:
-        side = {"ours": Ours, "torch": Torch}[args.side]
-        serve(side(ROWS[next(iter(rows))], args.folder, args.threads))
-        return
-    from importlib.util import find_spec
+    args.rows = [ROWS[int(n) - 1] for n in args.rows.split(",")] if args.rows else ROWS
+    return args
 
-    torch = find_spec("torch") is not None
-    results = []
-    for index in rows:
-        results.append(compare(index, args.threads, args.rounds, args.seconds, torch))
-        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    print(json.dumps(results, indent=2) if args.json else markdown(results, args.threads))
+
+def main() -> None:
+    args = arguments()
+    bench = Bench(args)
+    found: dict[str, Any] = {
+        "machine": machine(), "versions": versions(), "threads": args.threads,
+        "precision": args.precision, "rounds": args.rounds, "seconds": args.seconds,
+        "compile": bench.compiled, "rows": [],
+    }  # fmt: skip
+    if not bench.compiled:
+        no_compiler = compiler() is None
+        found["why"] = "there is no C++ compiler" if no_compiler else "it was not asked for"
+    # Rows of one cell share their kernels, but an embedding has some more.
+    cells = {row.model + (" with embedding" if row.E else ""): row for row in reversed(args.rows)}
+    found["compile_seconds"] = {name: bench.cold_start(row) for name, row in cells.items()}
+    for row in args.rows:
+        found["rows"].append(bench.row(row))
+        print(json.dumps(found["rows"][-1]), file=sys.stderr, flush=True)
+    print(json.dumps(found, indent=2) if args.json else table(found))
 
 
 if __name__ == "__main__":
