@@ -9,27 +9,41 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from charrnn.errors import SaveError
 
 SUFFIX = ".charrnn-tmp"  # of temporary files, whose names also tell the process
 
 
-def write(path: str | Path, *chunks: bytes | memoryview) -> None:
-    """Replace the content of ``path``, whose folder exists, by ``chunks`` one after the other.
+def write(path: str | Path, content: bytes) -> None:
+    """Replace the content of ``path``, whose folder exists.
 
     Raises
     ------
     SaveError
         If that fails; then the old file is untouched and the temporary one is gone.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write the new content of ``path`` to: it takes the old one's place at the end.
+
+    Raises
+    ------
+    SaveError
+        As `write` does.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
         with open(temporary, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         _replace(temporary, path)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from charrnn import atomic
@@ -34,6 +33,14 @@ from charrnn.runlog import parse_json
 FORMAT_VERSION = "1"
 MAX_HEADER = 16 * 2**20  # bytes; far above any vocabulary, and a bound on memory for a bad file
 OWN_KEYS = ("format", "format_version", "checksum")
+
+DTYPES = {"bool": "BOOL"} | {
+    f"{kind}{bits}": f"{kind[0].upper()}{bits}"
+    for kind, smallest in (("float", 16), ("int", 8), ("uint", 8))
+    for bits in (8, 16, 32, 64)
+    if bits >= smallest
+}
+"""NumPy's names of types -> the file's."""
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -66,16 +73,15 @@ def save(
     SaveError
         If it cannot be written; the file before it is whole.
     """
-    # The library takes an array's memory as it lies, so strides and byte order are settled here.
-    dense = {
-        name: np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
-        for name, tensor in tensors.items()
-    }
-    _check_finite(path, dense)
+    _check_finite(path, tensors)
     header = {name: _canonical(name, value) for name, value in metadata.items()}
     header |= {"format": "pt", "format_version": FORMAT_VERSION}
-    header["checksum"] = _checksum(dense, header)
-    atomic.write(path, *_serialize(path, dense, header))
+    header["checksum"] = _checksum(tensors, header)
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))  # all are aligned
+    with atomic.replacing(path) as file:
+        file.write(_header(path, {name: tensors[name] for name in order}, header))
+        for name in order:
+            file.write(_bytes(tensors[name]))
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -115,16 +121,25 @@ def _canonical(name: str, value: Any) -> str:
         raise InputError(f"{name!r} cannot be kept in a checkpoint: {error}") from error
 
 
-def _checksum(tensors: Tensors, header: Mapping[str, str]) -> str:
+def _bytes(tensor: NDArray[Any]) -> memoryview:
+    """A tensor's elements as the file has them: in C order, little-endian.
+
+    A copy only of what lies otherwise, and of one tensor at a time: a training state is large.
+    """
+    dense = np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
+    return dense.reshape(-1).view(np.uint8).data
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str]) -> str:
     """SHA-256 of the header's strings, then of each tensor: name, dtype, shape, bytes; sorted."""
     digest = hashlib.sha256(_canonical("header", dict(header)).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(_canonical(name, [name, tensor.dtype.name, tensor.shape]).encode())
-        digest.update(tensor.reshape(-1).view(np.uint8).data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
-def _check_finite(path: str | Path, tensors: Tensors) -> None:
+def _check_finite(path: str | Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     for name, tensor in tensors.items():
         # The extremes show NaN and infinity without a temporary array.
         if tensor.dtype.kind == "f" and tensor.size:
@@ -137,19 +152,27 @@ def _check_finite(path: str | Path, tensors: Tensors) -> None:
                 )
 
 
-def _serialize(path: str | Path, tensors: Tensors, metadata: dict[str, str]) -> list[memoryview]:
-    """The file's parts. The library orders metadata at random, so they are put in here."""
-    file = memoryview(safetensors.numpy.save(tensors))
-    start = 8 + int.from_bytes(file[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(bytes(file[8:start]))}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+def _header(
+    path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> bytes:
+    """What stands before the tensors. The library would order the metadata at random."""
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": DTYPES[tensor.dtype.name],
+            "shape": tensor.shape,
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors stay aligned
     if len(text) > MAX_HEADER:
         raise InputError(
             f"the metadata of {path} take {len(text)} bytes; at most {MAX_HEADER} are allowed:"
             " use a smaller vocabulary (--min-count)"
         )
-    return [memoryview(len(text).to_bytes(8, "little")), memoryview(text), file[start:]]
+    return len(text).to_bytes(8, "little") + text
 
 
 @contextlib.contextmanager

@@ -142,6 +142,17 @@ def test_metadata_too_large_to_load_again_are_not_saved(path, monkeypatch):
     assert not path.exists()
 
 
+def test_saving_needs_memory_for_one_tensor(path):
+    tensors = {name: np.ones((512, 1024), "f4").T for name in "abcd"}
+    tracemalloc.start()
+    try:
+        checkpoint.save(path, tensors, {})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.2 * tensors["a"].nbytes
+
+
 def test_memory_is_the_files_size(path):
     checkpoint.save(path, {"a": np.ones(2**19), "b": np.ones(2**18)}, {})
     tracemalloc.start()
