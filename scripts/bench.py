@@ -32,6 +32,10 @@ COMPILE_TURNS = 2
 """Turns of `torch.compile`, whose steps take up to some seconds each."""
 
 
+PHASE_STEPS = 15
+"""Steps whose phases are timed."""
+
+
 class Bench:
     """The options of a run of this script, and its measurements."""
 
@@ -39,6 +43,7 @@ class Bench:
         self.args = args
         self.torch = find_spec("torch") is not None
         self.compiled = self.torch and args.compile
+        self.compiler_cache = tempfile.TemporaryDirectory()
 
     def row(self, row: Row) -> dict[str, Any]:
         """Check and time one row."""
@@ -86,13 +91,11 @@ class Bench:
         return best, peers[best]
 
     def _compiled(self, row: Row, threads: int) -> dict[str, float]:
-        with tempfile.TemporaryDirectory() as cache:
-            child = Child(
-                "compile", row, threads, self.args.precision, TORCHINDUCTOR_CACHE_DIR=cache
-            )
-            warm = child.ask("time 0")
-            turns = [child.ask(f"time {self.args.seconds}") for _ in range(COMPILE_TURNS)]
-            child.close()
+        cache = self.compiler_cache.name  # else each row would compile the same headers
+        child = Child("compile", row, threads, self.args.precision, TORCHINDUCTOR_CACHE_DIR=cache)
+        warm = child.ask("time 0")
+        turns = [child.ask(f"time {self.args.seconds}") for _ in range(COMPILE_TURNS)]
+        child.close()
         found = summary([turn["chars_per_second"] for turn in turns])
         return found | {"compile_seconds": warm["compile_seconds"]}
 
@@ -107,6 +110,20 @@ class Bench:
             seconds = time.perf_counter() - began - PAUSE
             child.close()
         return seconds
+
+
+def phase_table(args: argparse.Namespace) -> str:
+    """Where a step's time goes, row by row."""
+    lines: list[list[str]] = []
+    for row in args.rows:
+        child = Child("ours", row, args.threads, args.precision)
+        found = child.ask(f"phases {PHASE_STEPS}")
+        child.close()
+        ideal = 1e3 * row.B * row.T * row.flop / found.pop("limit")
+        head = ["ms of a step", *found, "at the limit"]
+        lines.append([row.title, *(f"{ms:.2f}" for ms in found.values()), f"{ideal:.2f}"])
+    note = f"{machine()}; {args.threads} threads; {args.precision}; {versions()}."
+    return f"{markdown(head, lines)}\n\n{note}"
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -176,6 +193,7 @@ def arguments() -> argparse.Namespace:
         "bf16 is against PyTorch's autocast")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=compiler() is not None,
         help="torch.compile too (default: if there is a C++ compiler)")  # fmt: skip
+    add("--phases", action="store_true", help="instead: where the time of our steps goes")
     add("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     args.rows = [ROWS[int(n) - 1] for n in args.rows.split(",")] if args.rows else ROWS
@@ -184,6 +202,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    if args.phases:
+        print(phase_table(args))
+        return
     bench = Bench(args)
     found: dict[str, Any] = {
         "machine": machine(), "versions": versions(), "threads": args.threads,

@@ -7,6 +7,7 @@ is 1 unless it agrees with every measurement within 10 %.
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import subprocess
@@ -14,16 +15,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rows import ROOT, Row
+from rows import ROOT, ROWS, Row, markdown
 
 TEXT = 200_000
 """Characters of the text, at the least."""
+
+BASE = 170.0
+"""MB of Python, NumPy, Numba with LLVM, the loaded kernels and a text of `TEXT` characters."""
+
+LOGITS = 1 << 20
+"""Logits that exist at a time, about."""
+
+EVAL_WINDOW, EVAL_STREAMS, STREAM_CHARS, VAL_SHARE = 64, 32, 4000, 0.1
+"""What validation runs: windows of so many steps and at most so many streams."""
 
 
 def train_command(row: Row, folder: Path, threads: int, precision: str = "float32") -> list[str]:
     """A command that trains this row on a random text, which it writes into ``folder``."""
     text = folder / "text.txt"
-    symbols = [chr(0x4E00 + i) for i in range(row.V)]
+    symbols = ["\n", *(chr(0x4E00 + i) for i in range(1, row.V))]
     length = max(TEXT, 4 * row.B * row.T)
     text.write_text("".join(symbols + random.Random(1).choices(symbols, k=length)), "utf-8")
     command = [sys.executable, "-m", "charrnn", "train", str(text), "--out-dir", f"{folder}/run"]
@@ -46,3 +56,40 @@ def measured(row: Row, threads: int, precision: str = "float32") -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = train_command(row, Path(folder), threads, precision)
         return peak_of([*command, "--max-steps", "3"])
+
+
+def predicted(row: Row, threads: int) -> float:
+    """The formula of docs/performance.md for Adam, in MB."""
+    L, H, V, E, T, B = row.L, row.H, row.V, row.E, row.T, row.B
+    G = row.gates
+    table = V * E if E else V * G * H  # read row by row: never packed
+    products = G * H * E + G * H * H * (2 * L - 1) + H * V
+    kept = {"lstm": 4 + 2, "gru": 4 + 1}.get(row.model, 1 + 1)  # gates and states of a unit
+    buffers = kept * L * H + E
+    logits = min(B * T * V, max(LOGITS, B * V))
+    train = T * B * (buffers + L * H + E) + logits
+    streams = min(EVAL_STREAMS, max(1, VAL_SHARE * max(TEXT, 4 * B * T) // STREAM_CHARS))
+    validation = EVAL_WINDOW * streams * buffers + min(streams * EVAL_WINDOW * V, LOGITS)
+    saving = max(table, G * H * H, H * V)
+    numbers = 4 * (table + products) + 3 * products + train + validation + saving
+    return BASE + 4 * numbers / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all cores")
+    threads = parser.parse_args().threads
+    measured(ROWS[0], threads)  # fills the kernel cache
+    lines, worst = [], 0.0
+    for row in ROWS:
+        formula = predicted(row, threads)
+        measured(row._replace(T=2), threads)  # compiles what is not yet in the cache
+        found = measured(row, threads)
+        worst = max(worst, abs(formula / found - 1))
+        lines.append([row.title, f"{found:.0f}", f"{formula:.0f}", f"{formula / found - 1:+.0%}"])
+    print(markdown(["configuration", "measured, MB", "formula, MB", "difference"], lines))
+    sys.exit(worst > 0.1)
+
+
+if __name__ == "__main__":
+    main()

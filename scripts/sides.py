@@ -4,6 +4,9 @@ A child sleeps on its standard input and answers each line with a line of JSON:
 
     time SECONDS    train for that long: characters per second and peak memory in bytes
     step            one training step: its loss
+    sample SECONDS, evaluate SECONDS
+                    (of the side "ours") characters per second
+    phases STEPS    (of the side "ours") milliseconds of a training step by kind of work
     check           (of the side "check") losses and gradients of all sides, compared
 
 Data and weights are the same on all sides: a function of the row alone.
@@ -17,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +30,9 @@ sys.path.insert(0, str(ROOT))
 
 PAUSE = 0.5
 """Seconds between turns: OpenMP's threads spin for some 0.2 s after their last work."""
+
+EVAL_TEXT = 200_000
+"""Characters that are scored; evaluation warms every stream up on a thousand more."""
 
 STEPS = 3
 """Training steps that are compared: the first has no carried state and no moments."""
@@ -99,6 +106,15 @@ def peak_memory() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def speed(work: Callable[[], object], chars: int, seconds: float) -> float:
+    """Characters per second of ``work``, which does ``chars`` of them, repeated so long."""
+    began, times = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds or times == 0:
+        work()
+        times += 1
+    return times * chars / (time.perf_counter() - began)
+
+
 class Side:
     """A trainer: `step` is one training step and returns its loss."""
 
@@ -108,11 +124,7 @@ class Side:
         raise NotImplementedError
 
     def time(self, seconds: float) -> dict[str, float]:
-        began, steps = time.perf_counter(), 0
-        while time.perf_counter() - began < seconds or steps == 0:
-            self.step()
-            steps += 1
-        rate = steps * self.row.B * self.row.T / (time.perf_counter() - began)
+        rate = speed(self.step, self.row.B * self.row.T, seconds)
         return {"chars_per_second": rate, "memory": peak_memory()}
 
 
@@ -153,10 +165,39 @@ class Ours(Side):
         return event["nats_per_char"]
 
     def time(self, seconds: float) -> dict[str, float]:
+        return super().time(seconds) | {"limit": self.limit()}
+
+    def limit(self) -> float:
         from charrnn.kernels.peak import peak_flops
 
-        answer = super().time(seconds)  # its memory comes first: the limit is not a trainer's
-        return answer | {"limit": peak_flops(self.run.model.team, seconds=0.1)}
+        return peak_flops(self.run.model.team, seconds=0.1)
+
+    def sample(self, seconds: float) -> dict[str, float]:
+        """Stream B samples side by side, as `charrnn sample` does."""
+        from charrnn.config import SampleConfig
+        from charrnn.sampling import generate
+
+        config = SampleConfig(length=10**9, temperature=0.8, num_samples=self.row.B)
+        steps = generate(self.run.model, self.run.text.vocabulary, config, seed=1)
+        next(steps)
+        rate = speed(lambda: next(steps), self.row.B, seconds)
+        return {"chars_per_second": rate, "limit": self.limit()}
+
+    def evaluate(self, seconds: float) -> dict[str, float]:
+        """Score a text in streams, as `charrnn eval` does."""
+        import numpy as np
+
+        from charrnn.evaluate import evaluate
+
+        ids = np.random.default_rng(2).integers(self.row.V, size=EVAL_TEXT)
+        rate = speed(lambda: evaluate(self.run.model, ids), EVAL_TEXT - 1, seconds)
+        return {"chars_per_second": rate}
+
+    def phases(self, steps: float) -> dict[str, float]:
+        from phases import phases
+
+        self.step()
+        return phases(self.run, self.step, int(steps)) | {"limit": self.limit()}
 
 
 class Torch(Side):
@@ -229,20 +270,17 @@ class Unrolled(Torch):
     """The same network with hand-written cells in a loop over time; `Compiled` compiles it."""
 
     def recurrent(self, ids: Any, state: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        F, x = self.torch.nn.functional, None
-        ends = []
-        if self.row.E:
-            x = self.net["embedding"](ids)
+        F, ends = self.torch.nn.functional, []
+        x = self.net["embedding"](ids) if self.row.E else F.one_hot(ids, self.row.V).float()
         for layer in range(self.row.L):
             Wx, Wh, bx, bh = (
                 getattr(self.net["rnn"], f"{name}_l{layer}")
                 for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             b = bx if self.row.model == "gru" else bx + bh
-            x = F.embedding(ids, Wx.t()) + b if x is None else F.linear(x, Wx, b)
             s, outputs = tuple(part[layer] for part in state), []
-            for t in range(self.row.T):
-                s = self.cell(x[t], s, Wh, bh)
+            for projected in F.linear(x, Wx, b).unbind(0):  # x[t] would cost T gradients of all x
+                s = self.cell(projected, s, Wh, bh)
                 outputs.append(s[0])
             x = self.torch.stack(outputs)
             ends.append(s)
