@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -17,7 +18,13 @@ from numba.extending import intrinsic
 from charrnn.kernels.bfloat16 import emit_dot
 from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS
 
-VECTORS = 4 if VECTOR_REGISTERS == 32 else 2
+
+def vectors_for(registers: int) -> int:
+    """Vectors in a panel's row: a tile's accumulators leave some registers to the operands."""
+    return 4 if registers == 32 else 2
+
+
+VECTORS = vectors_for(VECTOR_REGISTERS)
 """Vectors in a panel's row."""
 ROWS = 6
 """Most rows of a tile: ROWS * VECTORS accumulators and the operands fit the registers."""
@@ -29,7 +36,7 @@ def together(rows: int) -> int:
     A multiply-add takes some 4 cycles and a core begins 2 in each: it takes 8 independent sums to
     keep it busy, and more where operands come from the second cache.
     """
-    return 4 if rows == 1 else 2 if rows <= VECTOR_REGISTERS // 10 else 1
+    return {1: 4, 2: 2, 3: 2 if VECTOR_REGISTERS == 32 else 1}.get(rows, 1)
 
 
 @intrinsic(prefer_literal=False)
@@ -151,11 +158,18 @@ class Tile:
         k = self.phi(self.index, (self.at(0), before))
         acc = [[self.phi(self.vector, (zeros, before)) for _ in p] for _ in a]
         row, shift = b.mul(k, size), b.mul(k, self.step_k)
-        ps = [self.load(self.step(q, row), self.operand) for q in p]
-        new = []
-        for pointer, sums in zip(a, acc, strict=True):
-            x = self.splat(b.load(self.step(pointer, shift)))
-            new.append([self.multiply_add(x, y, z) for y, z in zip(ps, sums, strict=True)])
+        x: dict[int, ir.Value] = {}
+        y: dict[int, ir.Value] = {}
+        new = [[acc[0][0]] * vectors for _ in a]
+        # The operands of which there are fewer stay in registers, the others pass one by one.
+        few = rows < vectors
+        for i, j in np.ndindex(*((vectors, rows) if few else (rows, vectors))):
+            m, v = (j, i) if few else (i, j)
+            if m not in x:
+                x[m] = self.splat(b.load(self.step(a[m], shift)))
+            if v not in y:
+                y[v] = self.load(self.step(p[v], row), self.operand)
+            new[m][v] = self.multiply_add(x[m], y[v], acc[m][v])
         after = b.add(k, self.at(1))
         k.add_incoming(after, loop)
         for sums, values in zip(acc, new, strict=True):

@@ -1,0 +1,101 @@
+"""The tile's inner loops for several processors, as assembly: they must not wait for the stack.
+
+The compiler says nothing when accumulators do not fit the registers: it stores some of them and
+loads them again at every step, and the product is slow. Other processors are compiled for, not run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from llvmlite import binding, ir
+
+from charrnn.kernels import tile
+from charrnn.kernels.tile import Tile, together, vectors_for
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+PROCESSORS = {  # triple, bits of a vector, registers, features
+    "x86-64": (X86, 128, 16, ""),
+    "haswell": (X86, 256, 16, ""),
+    "skylake-avx512": (X86, 512, 32, "-prefer-256-bit"),
+    "znver4": (X86, 512, 32, "-prefer-256-bit"),
+    "generic": (ARM, 128, 32, "+neon"),
+    "apple-m1": (ARM, 128, 32, ""),
+}
+MULTIPLY = re.compile(r"\s(mulp[sd]|vfn?m\w+p[sd]|fmla|vdpbf16ps)\s")
+STACK = re.compile(r"\(%rsp|\[sp\b")
+BRANCH = re.compile(r"\s(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z.*,)\s+(\.L\w+)")
+
+
+@pytest.fixture(params=PROCESSORS)
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A processor that the tile is made for instead of this one."""
+    triple, bits, registers, _ = PROCESSORS[request.param]
+    monkeypatch.setattr(tile, "VECTOR_BITS", bits)
+    monkeypatch.setattr(tile, "VECTOR_REGISTERS", registers)
+    monkeypatch.setattr(tile, "VECTORS", vectors_for(registers))
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    try:
+        binding.Target.from_triple(triple)
+    except RuntimeError:
+        pytest.skip("this LLVM does not know the architecture")
+    return str(request.param)
+
+
+def assembly(processor: str, scalar: ir.Type, operand: ir.Type, lanes: int) -> list[str]:
+    """A function that is one tile."""
+    pointers = [ir.PointerType(kind) for kind in (scalar, operand, operand)]
+    index = ir.IntType(64)
+    kinds = [*pointers, *[index] * 7, ir.IntType(1)]
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
+    builder = ir.IRBuilder(function.append_basic_block())
+    made = Tile(builder, scalar, operand, lanes)
+    made.c, made.a, made.p, made.ldc, made.step_m, made.step_k, made.p_step, made.K = function.args[
+        :8
+    ]
+    rows, made.columns, made.accumulate = function.args[8:]
+    made.emit(rows)
+    builder.ret_void()
+    triple, _, _, features = PROCESSORS[processor]
+    module.triple = triple
+    machine = binding.Target.from_triple(triple).create_target_machine(
+        cpu=processor, features=features, opt=3
+    )
+    return str(machine.emit_assembly(binding.parse_assembly(str(module)))).split("\n")
+
+
+def inner_loops(lines: list[str]) -> Iterator[list[str]]:
+    """Blocks that jump back to their own start and multiply."""
+    start, label = 0, ""
+    for number, line in enumerate(lines):
+        if match := re.match(r"(\.L\w+):", line):
+            start, label = number, match[1]
+        elif (match := BRANCH.search(line)) and match[1] == label:
+            body = lines[start : number + 1]
+            if any(MULTIPLY.search(x) for x in body):
+                yield body
+
+
+def test_inner_loops_stay_in_registers(target: str) -> None:
+    bits = PROCESSORS[target][1]
+    for scalar, size in ((ir.FloatType(), 32), (ir.DoubleType(), 64)):
+        counts = set()
+        for body in inner_loops(assembly(target, scalar, scalar, bits // size)):
+            assert not any(STACK.search(line) for line in body), "\n".join(body)
+            counts.add(sum(bool(MULTIPLY.search(line)) for line in body))
+        vectors = tile.VECTORS
+        wanted = {m * vectors * n for m in range(1, tile.ROWS + 1) for n in {1, together(m)}}
+        assert wanted <= counts  # all of them have been seen
+
+
+def test_pairs_of_bfloat16(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if target != "znver4":
+        pytest.skip("has no dot product of bfloat16")
+    monkeypatch.setattr(tile, "HAS_BF16", True)
+    loops = list(inner_loops(assembly(target, ir.FloatType(), ir.IntType(32), 16)))
+    assert not any(STACK.search(line) for body in loops for line in body)
+    assert max(sum("vdpbf16ps" in line for line in body) for body in loops) == 24
