@@ -16,10 +16,17 @@ from charrnn.errors import InputError
 
 MAX_STREAMS = 32
 MIN_STREAM_CHARS = 4000  # shorter streams would spend too much of their time on warming up
+MAX_WINDOW = 64
+WORK_FLOATS = 1 << 22  # of a window's work arrays, 16 MB in float32: longer ones gain nothing
 
 
 class LossModel(Protocol):
     """What `evaluate` needs of a model."""
+
+    @property
+    def work_per_char(self) -> int:
+        """Numbers that it keeps for every character of a window."""
+        ...
 
     def losses(
         self, ids: NDArray[np.int32], targets: NDArray[np.int32], state: Any = None
@@ -33,7 +40,7 @@ def evaluate(
     ids: NDArray[Any],
     *,
     streams: int | None = None,
-    window: int = 64,
+    window: int | None = None,
     warmup: int = 1000,
     exact: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -52,7 +59,7 @@ def evaluate(
     streams
         Number of streams B; chosen from N if None.
     window
-        Time steps T of one call of the model.
+        Time steps T of one call of the model; chosen to keep its memory small if None.
     warmup
         Characters before a stream whose losses are not counted.
     exact
@@ -75,6 +82,9 @@ def evaluate(
         streams = 1
     elif streams is None:
         streams = min(MAX_STREAMS, max(1, count // MIN_STREAM_CHARS))
+
+    if window is None:
+        window = min(MAX_WINDOW, max(1, WORK_FLOATS // (streams * model.work_per_char)))
 
     # `length` solves: all targets of the first stream + (length - warmup) of each other one.
     warmup = min(warmup, count)

@@ -18,6 +18,7 @@ from charrnn.kernels.gemm import scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.params import Params
 from charrnn.passes import Pass, State
+from charrnn.stack import Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team
 
@@ -78,6 +79,7 @@ class Model:
         self.params = Params(self.shapes(), config.dtype)
         self.version = 0
         self._passes: dict[Any, Pass] = {}
+        self._stack: Stack | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape."""
@@ -120,6 +122,14 @@ class Model:
         shape = (c.num_layers, B, c.hidden_size)
         return {name: np.zeros(shape, c.dtype) for name in self.cell.states}
 
+    @property
+    def work_per_char(self) -> int:
+        """Numbers that a pass without gradients keeps for every character of its window."""
+        c = self.config
+        shapes = self.cell.work_shapes(1, 1, c.hidden_size)
+        layer = shapes["gates"][2] + len(self.cell.states) * c.hidden_size
+        return c.num_layers * layer + self.vocab_size
+
     @cached_property
     def grads(self) -> Params:
         """The gradient: one flat array, made when it is first needed."""
@@ -131,6 +141,19 @@ class Model:
         widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
         size = scratch_size(widest, self.operands)
         return aligned_zeros((self.team.size, size), operand(self.operands))
+
+    def stack(self, training: bool) -> Stack:
+        """The packed weights, the same for all passes."""
+        if self._stack is None or (training and not self._stack.g):
+            grads = self.grads if training else None
+            self._stack = Stack(self.config, self.cell, self.params, grads, self.operands)
+        return self._stack
+
+    def pack(self, stack: Stack) -> None:
+        """Bring packed weights up to date."""
+        if stack.version != self.version:
+            self.team.program(stack.pack).run()
+            stack.version = self.version
 
     # -- running --------------------------------------------------------------------------------
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Product, packed_pair, rows, whole
+from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
 from charrnn.kernels.gemm import ROWS, weight_product
 from charrnn.kernels.pack import panel, panels
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
-from charrnn.stack import LINE, Stack, Window
+from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ class Pass:
         self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
         self.training = kind in ("train", "gradient")
         self.parts = self.team.size if T * B * model.params.count >= SMALL else 1
-        self.packed_version = -1
         self.like = like
         self.shorter: dict[int, Pass] = {}
         self.programs: dict[str, Program] = {}
@@ -70,15 +69,7 @@ class Pass:
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
         self.losses = np.zeros((T, B), dtype)
-        if like is None:
-            grads = model.grads if self.training else None
-            self.stack = Stack(model.config, model.cell, model.params, grads, model.operands)
-            Wy = model.params.views["head.Wy"]
-            self.head, calls = packed_pair("Wy", Wy, model.operands, self.training)
-            calls = self.stack.pack_calls + calls
-            self.pack: list[Item] = [calls] if self.parts == 1 else [(call,) for call in calls]
-        else:
-            self.stack, self.head, self.pack = like.stack, like.head, like.pack
+        self.stack = model.stack(self.training)
         self.window: Window = Window(
             self.stack, self.ids, training=self.training, dropout=dropout,
             like=like.window if like else None,
@@ -111,13 +102,13 @@ class Pass:
         x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
         by, scale = self.model.params.views["head.by"], dtype(1 / (T * B))
         for s in self.shares:
-            logits = (project, (block.array, x, self.head["Wy"], by, *s))
+            logits = (project, (block.array, x, self.stack.head["Wy"], by, *s))
             block.logits.append([logits])
             loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s))
             block.losses.append([logits, loss])
             if self.training:
                 dx = self.window.dx[-1][t0:t1]
-                back = (back_project, (dx, block.array, self.head["WyT"], by.size, *s))
+                back = (back_project, (dx, block.array, self.stack.head["WyT"], by.size, *s))
                 block.gradients.append([logits, loss, back])
         if self.training:
             g = self.model.grads.views
@@ -167,7 +158,7 @@ class Pass:
     def phases(self) -> list[Phase]:
         """All that a training step does up to the gradients."""
         blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
-        return [self.pack, self.forward, *blocks, self.backward, self.weights]
+        return [self.stack.pack, self.forward, *blocks, self.backward, self.weights]
 
     def set_state(self, state: State | None) -> None:
         """Put the state (L, B, H) before the window; None is zero."""
@@ -202,10 +193,7 @@ class Pass:
 
     def run(self, name: str, *phases: Phase) -> None:
         """Run phases that follow the packing of the weights; ``name`` stands for them."""
-        owner = self.like or self
-        if owner.packed_version != self.model.version:
-            owner.pack_program.run()
-            owner.packed_version = self.model.version
+        self.model.pack(self.stack)
         if name not in self.programs:
             self.programs[name] = self.team.program(*phases)
         self.programs[name].run()
@@ -220,12 +208,8 @@ class Pass:
     def run_gradients(self) -> float:
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
         self.gradient_program.run()
-        (self.like or self).packed_version = self.model.version
+        self.stack.version = self.model.version
         return float(self.losses.sum(dtype=np.float64)) / self.losses.size
-
-    @cached_property
-    def pack_program(self) -> Program:
-        return self.team.program(self.pack)
 
     @cached_property
     def gradient_program(self) -> Program:

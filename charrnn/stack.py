@@ -20,15 +20,23 @@ from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
-from charrnn.threads import share
+from charrnn.threads import Phase, share
 
 LINE = 16
 """Columns that one thread takes at the least: a cache line of float32."""
 NO_IDS = np.empty((0, 0), np.int32)
+SMALL = 1 << 17
+"""Weights that one thread packs alone."""
 
 
 class Stack:
-    """The packed weights of all layers and the call lists of a window."""
+    """The weights of all layers, as they are and packed.
+
+    Parameters
+    ----------
+    grads : where gradients go; None for a stack that is not trained
+    operands : type that the factors of products are rounded to
+    """
 
     def __init__(
         self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None, operands: str
@@ -39,14 +47,20 @@ class Stack:
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
         self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
         self.k: list[Arrays] = []
-        self.pack_calls: list[Call] = []
+        self.head, pack_calls = packed_pair(
+            "Wy", params.views["head.Wy"], operands, grads is not None
+        )
         for i, p in enumerate(self.p):
             k, calls = cell.packing(p, operands, grads is not None)
             if not self.reads_ids(i):
                 kx, more = packed_pair("Wx", p["Wx"], operands, grads is not None)
                 k, calls = k | kx, calls + more
             self.k.append(k)
-            self.pack_calls += calls
+            pack_calls += calls
+        self.pack: Phase = [pack_calls] if params.count < SMALL else [[c] for c in pack_calls]
+        """What packs the weights."""
+        self.version = -1
+        """Version of the weights that are packed."""
 
     def reads_ids(self, i: int) -> bool:
         """Whether layer ``i`` gathers rows of Wx by character."""
@@ -76,8 +90,9 @@ class Window:
             shapes = {n: s for n, s in shapes.items() if n in forward_only}
         self.arrays: Arrays = {}
         self.w = [
-            {n: self._array(f"{i}.{n}", s) for n, s in shapes.items()} for i in range(len(stack.p))
-        ]
+            {n: self._array(f"{i}.{n}" if n != "dh" else n, s) for n, s in shapes.items()}
+            for i in range(len(stack.p))
+        ]  # one dh will do: a layer's is no longer needed when the layer below gets its own
         self.keys: list[Any] = like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
         self.x: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         self.dx: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
@@ -98,6 +113,8 @@ class Window:
                     self.dx.append(w["dh"])
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name in self.arrays:
+            return self.arrays[name]
         if self.like is None:
             array = np.zeros(shape, self.stack.config.dtype)
         else:

@@ -58,13 +58,13 @@ class Stepper:
         self._history = np.full((batch, PENALTY_REACH), -1, np.int32)
         self._steps = np.zeros((len(self.run.shares), 2), np.int64)
         self._program = model.team.program([self._item(i) for i in range(len(self.run.shares))])
-        self.run.pack_program.run()
+        model.pack(self.run.stack)
 
     def _item(self, part: int) -> Item:
         """A step of one share of the samples."""
         run, model = self.run, self.model
         share, logits, V = run.shares[part], run.logits, model.vocab_size
-        by, Wy = model.params.views["head.by"], run.head["Wy"]
+        by, Wy = model.params.views["head.by"], run.stack.head["Wy"]
         scratch = (np.zeros(V), np.zeros(V, np.int64))
         choice = (self._out, logits, self._random, self._history, self._steps[part], self._rule)
         return [

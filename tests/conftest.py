@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from support import Guards
 
-from charrnn import optim, passes
+from charrnn import optim, passes, stack
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,6 +20,7 @@ def _threads_that_work() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "SMALL", 0)
         patch.setattr(optim, "SMALL", 0)
+        patch.setattr(stack, "SMALL", 0)
         yield
 
 

@@ -14,6 +14,8 @@ from charrnn.evaluate import MAX_STREAMS, MIN_STREAM_CHARS, evaluate, report
 class Recorder:
     """Ids are positions in the text: checks what it is fed and prices each target by a table."""
 
+    work_per_char = 1
+
     def __init__(self, prices, enough_context=0):
         self.prices = prices
         self.enough_context = enough_context
@@ -29,6 +31,20 @@ class Recorder:
         context = targets - begin
         cold = context < np.minimum(targets, self.enough_context)
         return np.where(cold, np.nan, self.prices[targets]), (begin, targets[-1])
+
+
+@pytest.mark.parametrize(("work", "window"), [(1, 64), (10**6, 4), (10**7, 1)])
+def test_windows_of_large_models_are_short(work, window):
+    class Measured(Recorder):
+        work_per_char = work
+
+        def losses(self, ids, targets, state=None):
+            lengths.append(len(ids))
+            return super().losses(ids, targets, state)
+
+    lengths = []
+    evaluate(Measured(np.ones(200)), np.arange(200), streams=1)
+    assert max(lengths) == window
 
 
 @settings(deadline=None, max_examples=300)
