@@ -101,16 +101,14 @@ class Window:
             self.x[0] = self._array("x0", (self.T, self.B, E))
             if training:
                 self.dx[0] = self._array("dx0", (self.T, self.B, E))
+        shape = (self.T, self.B, H)
         for i, w in enumerate(self.w):
             if self.has_link(i):
-                shape = (self.T, self.B, H)
                 self.x.append(self._array(f"x{i + 1}", shape))
-                if training:
-                    self.dx.append(self._array(f"dx{i + 1}", shape))
             else:
                 self.x.append(w["h"][1:])
-                if training:
-                    self.dx.append(w["dh"])
+            if training:  # a residual link sends it two ways, others can use the layer's own
+                self.dx.append(self._array(f"dx{i + 1}", shape) if self.skips(i) else w["dh"])
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name in self.arrays:

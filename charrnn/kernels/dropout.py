@@ -52,7 +52,10 @@ def link(out, h, skip, key, threshold, scale, r0, r1):
 
 @kernel
 def unlink(dh, dout, key, threshold, scale, r0, r1):
-    """Undo `link`: ``dout`` is masked in place and copied to ``dh``; a skip gets it from there."""
+    """Undo `link`: ``dout`` is masked in place and copied to ``dh``; a skip gets it from there.
+
+    Without a skip both may be the same array.
+    """
     T, B, H = dout.shape
     zero = scale - scale
     for t in range(T):

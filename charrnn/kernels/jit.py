@@ -34,6 +34,7 @@ import numba
 from llvmlite import binding, ir
 from numba.core import caching, config
 from numba.core.registry import cpu_target
+from numba.core.runtime import rtsys
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -143,7 +144,9 @@ class _Cache(caching.FunctionCache):
         result = None
         if CACHE_FOLDER is not None:
             try:
-                result = super().load_overload(sig, target_context)
+                # Not the parent's: that one first loads all that Numba can compile, half a second.
+                rtsys.initialize(target_context)
+                result = self._load_overload(sig, target_context)
             except Exception:  # a damaged file raises whatever its bytes happen to mean
                 self._discard()
         if result is None:
