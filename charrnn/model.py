@@ -146,7 +146,9 @@ class Model:
         """The packed weights, the same for all passes."""
         if self._stack is None or (training and not self._stack.g):
             grads = self.grads if training else None
-            self._stack = Stack(self.config, self.cell, self.params, grads, self.operands)
+            self._stack = Stack(
+                self.config, self.cell, self.params, grads, self.operands, self.team.size
+            )
         return self._stack
 
     def pack(self, stack: Stack) -> None:

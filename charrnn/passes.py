@@ -2,7 +2,7 @@
 
 The phases of a training pass, each shared by the team's threads:
 
-    pack      weights into the layout that the products read
+    pack      weights into the layout that the products read, again before the way back
     forward   every thread takes a share of the batch through all layers and time steps
     output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
               the output weights' gradient (shares of the columns)
@@ -158,7 +158,8 @@ class Pass:
     def phases(self) -> list[Phase]:
         """All that a training step does up to the gradients."""
         blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
-        return [self.stack.pack, self.forward, *blocks, self.backward, self.weights]
+        pack, pack_back = self.stack.pack, self.stack.pack_back
+        return [pack, self.forward, *blocks, pack_back, self.backward, self.weights]
 
     def set_state(self, state: State | None) -> None:
         """Put the state (L, B, H) before the window; None is zero."""
@@ -208,7 +209,7 @@ class Pass:
     def run_gradients(self) -> float:
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
         self.gradient_program.run()
-        self.stack.version = self.model.version
+        self.stack.version = -1
         return float(self.losses.sum(dtype=np.float64)) / self.losses.size
 
     @cached_property

@@ -14,10 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows, whole
+from charrnn.cells.base import (
+    Arrays,
+    Call,
+    Cell,
+    Packing,
+    Product,
+    packed_pair,
+    part_of,
+    rows,
+    whole,
+)
 from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
+from charrnn.kernels.pack import pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
 from charrnn.threads import Phase, share
@@ -36,31 +47,39 @@ class Stack:
     ----------
     grads : where gradients go; None for a stack that is not trained
     operands : type that the factors of products are rounded to
+    threads : how many share the packing
     """
 
     def __init__(
-        self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None, operands: str
-    ) -> None:
+        self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None,
+        operands: str, threads: int,
+    ) -> None:  # fmt: skip
         self.config, self.cell = config, cell
         self.embedding = params.views.get("embedding")
         self.d_embedding = grads.views.get("embedding") if grads else None
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
         self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
-        self.k: list[Arrays] = []
-        self.head, pack_calls = packed_pair(
-            "Wy", params.views["head.Wy"], operands, grads is not None
-        )
+        gradient = grads is not None
+        layers = []
         for i, p in enumerate(self.p):
-            k, calls = cell.packing(p, operands, grads is not None)
+            layer = cell.packing(p, operands, gradient)
             if not self.reads_ids(i):
-                kx, more = packed_pair("Wx", p["Wx"], operands, grads is not None)
-                k, calls = k | kx, calls + more
-            self.k.append(k)
-            pack_calls += calls
-        self.pack: Phase = [pack_calls] if params.count < SMALL else [[c] for c in pack_calls]
-        """What packs the weights."""
+                layer += packed_pair("Wx", p["Wx"], operands, gradient)
+            layers.append(layer)
+        Wy = params.views["head.Wy"]
+        head = packed_pair("Wy", Wy, operands, False)
+        if gradient:  # both ways at the same time, block by block
+            back = packed(Wy.shape[1], len(Wy), operands)
+            head += Packing({"WyT": back}, [(pack_t, (back, Wy, 0, Wy.shape[1]))], [])
+        self.head, self.k = head.arrays, [layer.arrays for layer in layers]
+        total = sum(layers, head)
+        parts = threads if params.count >= SMALL else 1
+        self.pack: Phase = [part_of(total.there, i, parts) for i in range(parts)]
+        """Packs the weights for the way there."""
+        self.pack_back: Phase = [part_of(total.back, i, parts) for i in range(parts)]
+        """Packs them for the way back, in the same memory."""
         self.version = -1
-        """Version of the weights that are packed."""
+        """Version of the weights that are packed for the way there; -1 if none are."""
 
     def reads_ids(self, i: int) -> bool:
         """Whether layer ``i`` gathers rows of Wx by character."""

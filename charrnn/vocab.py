@@ -123,7 +123,7 @@ class Vocabulary:
         ids = np.empty(len(text), np.min_scalar_type(self.size - 1))
         end = 0
         for codes in _chunks(text):
-            found = self._id_of_code[codes]
+            found = self._number_of_code[codes] - 1
             lacking = found < 0
             if lacking.any():
                 if on_unknown == "skip":
@@ -143,7 +143,7 @@ class Vocabulary:
     def missing(self, text: str | bytes) -> dict[Any, int]:
         """Symbols of ``text`` that are not in the vocabulary -> their counts, commonest first."""
         counts = _counts(_at_level(text, self.level))
-        codes = np.flatnonzero((counts > 0) & (self._id_of_code < 0))
+        codes = np.flatnonzero((counts > 0) & (self._number_of_code == 0))
         codes = codes[np.argsort(-counts[codes], kind="stable")]
         return dict(zip(_symbols(codes, self.level), counts[codes].tolist(), strict=True))
 
@@ -185,13 +185,16 @@ class Vocabulary:
         return _codes("".join(symbols) if self.level == "char" else bytes(symbols))
 
     @cached_property
-    def _id_of_code(self) -> NDArray[np.int32]:
-        """Id of each possible code, -1 if there is none; the unknown symbol has no code."""
+    def _number_of_code(self) -> NDArray[np.int32]:
+        """One more than the id of each possible code; 0 if there is none, so not for the unknown.
+
+        So most of a table of a million codes is never touched and takes no memory.
+        """
         ids = np.arange(self.size)
         if self.unknown is not None:
             ids = np.delete(ids, self.unknown)
-        table = np.full(CODES[self.level], -1, np.int32)
-        table[self._codes[ids]] = ids
+        table = np.zeros(CODES[self.level], np.int32)
+        table[self._codes[ids]] = ids + 1
         return table
 
 

@@ -25,7 +25,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from charrnn.kernels.pack import pack, pack_t, packed
-from charrnn.threads import Call
+from charrnn.threads import Call, share
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,6 +39,20 @@ class Product(NamedTuple):
     first: int
     last: int
     shift: int
+
+
+class Packing(NamedTuple):
+    """Room for packed weights, and the calls that fill it for the way there and for the way back.
+
+    Both ways use the same memory one after the other.
+    """
+
+    arrays: Arrays
+    there: list[Call]
+    back: list[Call]
+
+    def __add__(self, other: Packing) -> Packing:  # type: ignore[override]
+        return Packing(self.arrays | other.arrays, self.there + other.there, self.back + other.back)
 
 
 class Cell(ABC):
@@ -73,8 +87,8 @@ class Cell(ABC):
         shapes |= {"gates": (T, B, self.gates * H), "dh": (T, B, H)}
         return shapes | {f"d{s}0": (B, H) for s in self.states}
 
-    def packing(self, p: Arrays, operands: str, gradient: bool) -> tuple[Arrays, list[Call]]:
-        """Room for the recurrent weights, packed as type ``operands``, and the calls to fill it."""
+    def packing(self, p: Arrays, operands: str, gradient: bool) -> Packing:
+        """The recurrent weights, packed as type ``operands``; with ``gradient`` both ways."""
         return packed_pair("Wh", p["Wh"], operands, gradient)
 
     @abstractmethod
@@ -131,12 +145,29 @@ def whole(gradient: np.ndarray, inputs: np.ndarray, dgates: np.ndarray) -> Produ
 
 def packed_pair(
     name: str, W: np.ndarray, operands: str, gradient: bool, n0: int = 0, n1: int | None = None
-) -> tuple[Arrays, list[Call]]:
+) -> Packing:
     """Columns n0 <= n < n1 of W packed for ``x @ W`` and, as ``nameT``, for ``dy @ W.T``."""
     n1 = W.shape[1] if n1 is None else n1
-    k, calls = {name: packed(len(W), n1 - n0, operands)}, []
-    calls.append((pack, (k[name], W, n0, n1)))
-    if gradient:
-        k[name + "T"] = packed(n1 - n0, len(W), operands)
-        calls.append((pack_t, (k[name + "T"], W, n0, n1)))
-    return k, calls
+    there, back = packed(len(W), n1 - n0, operands), packed(n1 - n0, len(W), operands)
+    if not gradient:
+        return Packing({name: there}, [(pack, (there, W, n0, n1))], [])
+    room = max(there, back, key=np.size).reshape(-1)
+    there, back = (room[: x.size].reshape(x.shape) for x in (there, back))
+    return Packing(
+        {name: there, name + "T": back},
+        [(pack, (there, W, n0, n1))],
+        [(pack_t, (back, W, n0, n1))],
+    )
+
+
+def part_of(calls: list[Call], part: int, parts: int) -> list[Call]:
+    """One of ``parts`` shares of packing calls: a run of every matrix's panels."""
+    found: list[Call] = []
+    for kernel, (P, W, n0, n1) in calls:
+        p0, p1 = share(len(P), part, parts)
+        first, last = p0 * P.shape[2], p1 * P.shape[2]
+        if kernel is pack:
+            found.append((pack, (P[p0:p1], W, n0 + first, min(n1, n0 + last))))
+        else:
+            found.append((pack_t, (P[p0:p1], W[first:last], n0, n1)))
+    return found

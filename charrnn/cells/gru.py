@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell, Product, packed_pair, rows
+from charrnn.cells.base import Arrays, Call, Cell, Packing, Product, packed_pair, rows
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm, halves
@@ -94,11 +94,10 @@ class GRU(Cell):
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().work_shapes(T, B, H) | {"gates": (T, B, 4 * H)}
 
-    def packing(self, p: Arrays, operands: str, gradient: bool) -> tuple[Arrays, list[Call]]:
+    def packing(self, p: Arrays, operands: str, gradient: bool) -> Packing:
         H = len(p["Wh"])
-        k, calls = packed_pair("Wh_rz", p["Wh"], operands, gradient, 0, 2 * H)
-        k_n, calls_n = packed_pair("Wh_n", p["Wh"], operands, gradient, 2 * H)
-        return k | k_n, calls + calls_n
+        gates = packed_pair("Wh_rz", p["Wh"], operands, gradient, 0, 2 * H)
+        return gates + packed_pair("Wh_n", p["Wh"], operands, gradient, 2 * H)
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
         arrays = (w["h"], w["gates"], ids, p["Wx"], p["b"], p["bhn"], k["Wh_rz"], k["Wh_n"])
