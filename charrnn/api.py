@@ -53,6 +53,11 @@ class LanguageModel:
         self.model = Model(self.config.model, self.vocabulary.size, threads or available())
         restore(self.model, self.model.params, source, "")
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how this machine runs the model."""
+        return self.model.notes
+
     def sample(
         self,
         prompt: str = "",

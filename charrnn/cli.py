@@ -355,7 +355,7 @@ def sample(
     )
     with _output(output) as file:
         _note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
-        for text in lm.model.notes:
+        for text in lm.notes:
             _note(text)
         unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
         if unknown is not None:
@@ -394,7 +394,8 @@ def _write_samples(file: TextIO, prompt: str, steps: Iterator[list[str]], count:
     """Stream the first sample; the others, made at the same time, follow it."""
     others: list[list[str]] = [[] for _ in range(count - 1)]
     file.write(prompt)
-    flushed = 0.0
+    file.flush()
+    flushed = -math.inf
     for first, *rest in steps:
         file.write(first)
         if time.perf_counter() - flushed > STREAM_SECONDS:
@@ -440,6 +441,8 @@ def evaluate(
     if missing and on_unknown != "error":
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
         _note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
+    for note in lm.notes:
+        _note(note)
     scores = lm.evaluate(text, exact=exact, baselines=baselines, on_unknown=on_unknown)
     if as_json:
         _print_json({"model": str(lm.path), **scores})

@@ -77,10 +77,12 @@ def _loop_products(run: Any) -> list[Any]:
     for k, w in zip(run.window.stack.k, run.window.window.w, strict=True):
         h, dh, gates = w["h"][:-1], w["dh"], w["gates"]
         for name in (n for n in k if n.startswith("Wh") and n + "T" in k):
-            bias = np.zeros(k[name + "T"].shape[1], h.dtype)
+            back = k[name + "T"]
+            N = back.shape[1] * (1 if back.dtype == h.dtype else 2)  # pairs of bfloat16
+            bias = np.zeros(N, h.dtype)
             for item, rows in zip(items, run.window.shares, strict=True):
                 item.append((project, (gates, h, k[name], bias, *rows)))
-                item.append((back_project, (dh, gates, k[name + "T"], *rows)))
+                item.append((back_project, (dh, gates, back, N, *rows)))
     return items
 
 

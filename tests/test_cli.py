@@ -103,7 +103,7 @@ class FakeModel:
     path, config, vocabulary, model = Path("runs/book/best.safetensors"), Config(), None, None
 
     def __init__(self):
-        self.vocabulary, self.scored = FakeVocabulary(), []
+        self.vocabulary, self.scored, self.notes = FakeVocabulary(), [], []
 
     def evaluate(self, text, **options):
         self.scored.append((text, options))
@@ -329,6 +329,15 @@ def test_sample_writes_prompt_sample_newline(lm, generate):
     ]
 
 
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_what_this_machine_does_differently_is_said(command, lm, generate, tmp_path):
+    file = tmp_path / "text"
+    file.write_text("abc")
+    lm.notes.append("no such instruction")
+    arguments = ["m", str(file)] if command == "eval" else []
+    assert "no such instruction" in run(command, *arguments).stderr
+
+
 def test_samples_are_separated_by_a_line(lm, generate):
     result = run("sample", "m", "--num_samples", 3, "--length", 2, "--prompt", "é>", "--seed", 1)
     assert result.stdout == "é>aa\n---\né>bb\n---\né>cc\n"
@@ -373,15 +382,19 @@ def test_a_bad_prompt_leaves_the_output_file_alone(lm, generate, tmp_path, monke
     assert file.read_text() == "precious"
 
 
-def test_sample_streams_the_first_sample():
+@pytest.mark.parametrize(
+    ("seconds", "want"), [(-1, [">", ">a", ">ab", ">abc"]), (1e3, [">", ">a"])]
+)
+def test_sample_streams_the_first_sample(seconds, want, monkeypatch):
+    monkeypatch.setattr(cli_module, "STREAM_SECONDS", seconds)
     written = []
 
     class Spy(io.StringIO):
         def flush(self):
             written.append(self.getvalue())
 
-    cli_module._write_samples(Spy(), ">", iter([["a", "x"], ["b", "y"]]), 2)
-    assert written == [">", ">a", ">ab"]
+    cli_module._write_samples(Spy(), ">", iter([["a", "x"], ["b", "y"], ["c", "z"]]), 2)
+    assert written == want
 
 
 def test_characters_that_an_encoding_lacks_are_replaced(lm, generate):
@@ -521,7 +534,7 @@ FAKE_SAMPLER = """
 import sys, types
 import charrnn.cli, itertools
 api, sampling = types.ModuleType("charrnn.api"), types.ModuleType("charrnn.sampling")
-lm = types.SimpleNamespace(path="p", model=None, vocabulary=None)
+lm = types.SimpleNamespace(path="p", model=None, vocabulary=None, notes=[])
 api.load = lambda path: lm
 sampling.generate = lambda *a, **k: itertools.repeat(["\\u2192é"])
 sampling.unknown_note = lambda *a: None

@@ -14,6 +14,7 @@ from support import assert_close, same_bits
 from charrnn import passes
 from charrnn.config import CELLS, ModelConfig
 from charrnn.errors import InputError
+from charrnn.kernels import jit
 from charrnn.model import Model
 from charrnn.passes import Pass
 
@@ -416,3 +417,56 @@ def test_wrong_weights() -> None:
         model.from_torch(tensors | {"head.bias": np.zeros(3)})
     with pytest.raises(InputError, match="rnn.weight_ih_l1"):  # a layer more than the model has
         model.from_torch(tensors | {"rnn.weight_ih_l1": np.zeros((27, 9))})
+
+
+# --- bfloat16 ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of a model of bfloat16 products, on any processor: slowly where it lacks them."""
+    monkeypatch.setattr(jit, "HAS_BF16", True)
+    return {"dtype": "float32", "precision": "bf16", "num_layers": 2}
+
+
+@each_cell
+def test_bf16_gradients_are_near(cell: str, bf16: dict[str, Any]) -> None:
+    for more in ({}, {"embedding_size": 7}):
+        model = networks.make(cell, **bf16, **more)
+        near = networks.make(cell, **{**bf16, "precision": "float32"}, **more)
+        data = networks.window(model)
+        got, want = (m.gradients(data.ids, data.targets, data.state) for m in (model, near))
+        assert model.operands == "bfloat16" and near.operands == "float32"
+        # A factor is off by 2^-9 at the most; weights of size 0.6 let it grow over the steps.
+        assert got.loss == pytest.approx(want.loss, rel=5e-3) and got.loss != want.loss
+        for name, gradient in want.weights.items():
+            scale = np.abs(gradient).max()
+            assert np.abs(got.weights[name] - gradient).max() < 0.06 * scale, name
+
+
+@each_cell
+def test_bf16_has_the_same_bits_for_any_threads(cell: str, bf16: dict[str, Any]) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        model = networks.make(cell, threads=threads, **bf16)
+        data = networks.window(model)
+        results.append(model.gradients(data.ids, data.targets, data.state))
+    for other in results[1:]:
+        assert other.loss == results[0].loss
+        assert_same_bits(other.weights, results[0].weights)
+
+
+def test_bf16_is_float32_where_the_processor_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "HAS_BF16", False)
+    model = networks.make("lstm", dtype="float32", precision="bf16")
+    plain = networks.make("lstm", dtype="float32")
+    assert "--precision bf16 is float32 here" in model.notes[0] and not plain.notes
+    data = networks.window(model)
+    assert (
+        model.gradients(data.ids, data.targets).loss == plain.gradients(data.ids, data.targets).loss
+    )
+
+
+def test_bf16_does_not_go_with_float64() -> None:
+    with pytest.raises(InputError, match="--precision bf16 with --dtype float64"):
+        networks.make("lstm", dtype="float64", precision="bf16")
