@@ -32,6 +32,8 @@ BRANCH = re.compile(r"\s(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z.*,)\s+(\.L\w+)")
 @pytest.fixture(params=PROCESSORS)
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A processor that the tile is made for instead of this one."""
+    if request.param == "znver4" and binding.llvm_version_info < (16, 0, 0):
+        pytest.skip("this LLVM does not know the processor and would end the process")
     triple, bits, registers, _ = PROCESSORS[request.param]
     monkeypatch.setattr(tile, "VECTOR_BITS", bits)
     monkeypatch.setattr(tile, "VECTOR_REGISTERS", registers)
