@@ -8,7 +8,7 @@ themselves nothing as long as the text is ever made.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -209,10 +209,12 @@ class StreamDecoder:
         self._vocabulary = vocabulary
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def decode(self, ids: ArrayLike, final: bool = False) -> str:
-        """The text of the next ids (N,), as far as it is complete; all of it if ``final``."""
-        text = self._vocabulary.decode(ids)
-        return text if isinstance(text, str) else self._utf8.decode(text, final)
+    def decode(self, ids: Sequence[int], final: bool = False) -> str:
+        """The text of the next ids, as far as it is complete; all of it if ``final``."""
+        symbols: Any = self._vocabulary.symbols  # quicker than an array for an id or two
+        if self._vocabulary.level == "char":
+            return "".join([symbols[i] for i in ids])
+        return self._utf8.decode(bytes([symbols[i] for i in ids]), final)
 
 
 def describe(symbols: Mapping[Any, int], most: int = 8) -> str:
