@@ -17,6 +17,7 @@ from charrnn.kernels.gemm import DEPTH, ROWS, gemm, halves, scratch_size, weight
 from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, steps
 from charrnn.kernels.softmax import back_project, column_sums, project
+from charrnn.kernels.tile import VECTORS
 
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -76,7 +77,9 @@ def edges(dtype: str) -> tuple[int, ...]:
     """Column counts around the edges of a vector and of a panel."""
     width = panel(dtype)
     half = width // 2
-    return (1, 2, half - 1, half, half + 1, width - 1, width, width + 1, 2 * width + half, 77)
+    vector = width // VECTORS
+    shared = (width + vector, width + vector + 1)  # the last that `tail` takes, the first it leaves
+    return (1, 2, half - 1, half, half + 1, width - 1, width, width + 1, *shared, 2 * width + half)
 
 
 def old(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, keep: bool) -> np.ndarray:

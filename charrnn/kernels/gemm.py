@@ -18,7 +18,7 @@ from numba.extending import overload
 from charrnn.kernels.bfloat16 import pairs, unpaired
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.pack import pack, pack_rows, panel, prefetch, round_rows, steps, steps_of
-from charrnn.kernels.tile import ROWS, tile, together
+from charrnn.kernels.tile import ROWS, VECTORS, tile, together
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
@@ -27,7 +27,7 @@ DEPTH = 256
 
 def scratch_size(k: int, dtype: Any) -> int:
     """Elements of scratch, of type `operand`, that `gemm_tn` needs for an A of ``k`` columns."""
-    return steps(DEPTH, dtype) * (panel(dtype) + -(-k // ROWS) * ROWS)
+    return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // ROWS) * ROWS)
 
 
 def gemm(C, A, P, accumulate, half):
@@ -108,8 +108,9 @@ def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate):
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     tiles = -(-M // ROWS)
     group = P.shape[2] * TOGETHER[-(-M // max(tiles, 1))]
-    for j0 in range(0, N, group):
-        columns = min(group, N - j0)
+    j0 = 0
+    while j0 < N:
+        columns = _columns(N - j0, group, P.shape[2])
         p0 = j0 // P.shape[2] * p_step
         for t in range(T):
             m = 0
@@ -120,6 +121,13 @@ def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate):
                     P, p0, p_step, K, rows, columns, accumulate,
                 )  # fmt: skip
                 m += rows
+        j0 += columns
+
+
+@kernel
+def _columns(left, group, width):
+    """How many of the columns left to give a tile: a group, and a last vector with the last."""
+    return left if left <= group + width // VECTORS else group
 
 
 @overload(gemm_tn)
@@ -129,17 +137,19 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
     def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
         ldc = C.strides[0] // C.itemsize
         R, tiles, K = A.shape[0], -(-(m1 - m0) // ROWS), steps_of(scratch, DEPTH)
-        room = K * width
-        D_panel = scratch[:room].reshape(1, K, width)
+        room = 2 * K * width
+        D_panels = scratch[:room].reshape(2, K, width)
         A_tiles = scratch[room : room + tiles * K * ROWS].reshape(tiles, K, ROWS)
         ahead = -(-DEPTH // max(1, tiles))
         for r0 in range(0, R, DEPTH):
             depth = min(DEPTH, R - r0)
             pack_rows(A_tiles, A[r0 : r0 + depth], m0, m1)
-            for j0 in range(c0, c1, width):
-                columns = min(width, c1 - j0)
-                pack(D_panel, D[r0 : r0 + depth], j0 + shift, j0 + shift + columns)
-                next_r, next_j = (r0, j0 + width) if j0 + width < c1 else (r0 + DEPTH, c0)
+            j0 = c0
+            while j0 < c1:
+                columns = _columns(c1 - j0, width, width)
+                P, n = D_panels[: -(-columns // width)], j0 + shift
+                pack(P, D[r0 : r0 + depth], n, n + columns)
+                next_r, next_j = (r0, j0 + columns) if j0 + columns < c1 else (r0 + DEPTH, c0)
                 last, next_j = min(next_r + DEPTH, R), next_j + shift
                 for i in range(tiles):
                     m = m0 + i * ROWS
@@ -147,9 +157,10 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
                         prefetch(D, r, next_j)
                     tile(
                         C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
-                        D_panel, 0, 0, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
+                        P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
                         accumulate or r0 > 0,
                     )  # fmt: skip
+                j0 += columns
 
     return impl
 

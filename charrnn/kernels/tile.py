@@ -100,15 +100,16 @@ class Tile:
         b.position_at_end(done)
 
     def sweep(self, rows: int, panels: int, first: ir.Value) -> ir.Value:
-        """Tiles of ``panels`` whole panels while there are as many; returns the next column."""
-        b = self.builder
+        """Tiles of ``panels`` whole panels, up to where `tail` begins; returns that column."""
+        b, size = self.builder, panels * self.panel
         before = b.block
         head, body, end = (b.append_basic_block(f"sweep.{n}") for n in ("head", "body", "end"))
         b.branch(head)
         b.position_at_end(head)
         column = self.phi(self.index, (first, before))
-        after = b.add(column, self.at(panels * self.panel))
-        b.cbranch(b.icmp_signed("<=", after, self.columns), body, end)
+        after, left = b.add(column, self.at(size)), b.sub(self.columns, column)
+        more = b.icmp_signed(">", left, self.at(size + self.lanes))
+        b.cbranch(b.or_(more, b.icmp_signed("==", left, self.at(size))), body, end)
         b.position_at_end(body)
         self.product(rows, panels * VECTORS, column, None)
         column.add_incoming(after, b.block)
@@ -117,38 +118,48 @@ class Tile:
         return column
 
     def tail(self, rows: int, first: ir.Value) -> None:
-        """The last columns: a masked vector at a time, or several of few rows."""
-        b, vectors = self.builder, min(VECTORS, together(rows))
+        """The last columns, at most a vector more than a panel: only the very last is masked.
+
+        That vector alone has too few sums to keep the core busy, so it takes some of the panel's.
+        """
+        b, lanes, shared = self.builder, self.lanes, (VECTORS + 2) // 2
         before = b.block
-        head, body, end = (b.append_basic_block(f"tail.{n}") for n in ("head", "body", "end"))
+        head, end = (b.append_basic_block(f"tail.{n}") for n in ("head", "end"))
         b.branch(head)
         b.position_at_end(head)
         column = self.phi(self.index, (first, before))
-        b.cbranch(b.icmp_signed("<", column, self.columns), body, end)
-        b.position_at_end(body)
-        self.product(rows, vectors, column, b.sub(self.columns, column))
-        column.add_incoming(b.add(column, self.at(vectors * self.lanes)), b.block)
-        b.branch(head)
+        left = b.sub(self.columns, column)
+        vectors = b.sdiv(b.add(left, self.at(lanes - 1)), self.at(lanes))
+        blocks = [b.append_basic_block(f"tail.{v}") for v in range(1, VECTORS + 1)]
+        switch = b.switch(vectors, blocks[shared - 1])
+        switch.add_case(self.at(0), end)
+        for v, block in enumerate(blocks, 1):
+            if v != shared:
+                switch.add_case(self.at(v), block)
+            b.position_at_end(block)
+            self.product(rows, v, column, left)
+            column.add_incoming(b.add(column, self.at(v * lanes)), b.block)
+            b.branch(head)
         b.position_at_end(end)
 
     def product(self, rows: int, vectors: int, column: ir.Value, left: ir.Value | None) -> None:
-        """``rows`` x ``vectors`` accumulators; ``left`` columns are real if it is given."""
+        """``rows`` x ``vectors`` accumulators, masked at the end if ``left`` columns are given."""
         b = self.builder
         size = self.at(self.panel)
-        panel, within = b.sdiv(column, size), b.srem(column, size)
-        p = [
-            self.step(self.p, b.mul(b.add(panel, self.at(v // VECTORS)), self.p_step),
-                      within, self.at(v % VECTORS * self.lanes))
-            for v in range(vectors)
-        ]  # fmt: skip
+        # Each pointer takes a register, so vectors of one panel are constant steps from its first.
+        every = VECTORS if vectors > VECTORS // 2 else 1
+        p = []
+        for v in range(0, vectors, every):
+            at = b.add(column, self.at(v * self.lanes))
+            first = self.step(self.p, b.mul(b.sdiv(at, size), self.p_step), b.srem(at, size))
+            p += [self.step(first, self.at(i * self.lanes)) for i in range(min(every, vectors - v))]
         a = [self.step(self.a, self.times(m, self.step_m)) for m in range(rows)]
         c = [
             [self.step(self.c, self.times(m, self.ldc), column, self.at(v * self.lanes))
              for v in range(vectors)]
             for m in range(rows)
         ]  # fmt: skip
-        if left is None:
-            self.prefetch(c)
+        self.prefetch(c)
         before = b.block
         loop, end = b.append_basic_block("k.loop"), b.append_basic_block("k.end")
         zeros = ir.Constant(self.vector, [0.0] * self.lanes)
@@ -179,7 +190,9 @@ class Tile:
 
         b.position_at_end(end)
         result = [[self.phi(self.vector, (zeros, before), (v, loop)) for v in row] for row in new]
-        masks = [left and self.mask(b.sub(left, self.at(v * self.lanes))) for v in range(vectors)]
+        masks: list[ir.Value | None] = [None] * vectors
+        if left is not None:
+            masks[-1] = self.mask(b.sub(left, self.at((vectors - 1) * self.lanes)))
         self.finish(result, c, masks)
 
     def finish(self, result: Any, c: Any, masks: list[ir.Value | None]) -> None:
