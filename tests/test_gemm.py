@@ -15,7 +15,7 @@ from support import Guards, equal, relative_error, same_bits
 from charrnn.kernels.bfloat16 import unpaired
 from charrnn.kernels.gemm import DEPTH, ROWS, gemm, halves, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
-from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, steps
+from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import VECTORS
 
@@ -53,7 +53,11 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 
 
 def nearest(x: np.ndarray) -> np.ndarray:
-    """Float32 numbers rounded to the 8 significant bits of a bfloat16, ties to even."""
+    """Float32 numbers rounded to the 8 significant bits of a bfloat16, ties to even.
+
+    Those below the least normal number become zero.
+    """
+    x = np.where(abs(x) < np.finfo(np.float32).tiny, 0, x)
     mantissa, exponent = np.frexp(x.astype(np.float64))
     return np.ldexp(np.rint(mantissa * 256), exponent - 8).astype(np.float32)
 
@@ -126,12 +130,17 @@ def test_packing_rounds_to_the_nearest_bfloat16() -> None:
     ties[...] = ties & 0xFFFF0000 | 0x8000
     W[0, :8] = np.inf, -np.inf, np.nan, -np.nan, 3.4e38, -3.4e38, 0, -0.0
     W.view(np.uint32)[0, 8:10] = 0x7F800001, 0xFFFFFFFF  # the first and the last NaN
+    W.view(np.uint32)[0, 10:14] = 1, 0x80400000, 0x7FFFFF, 0x800000  # the last one is normal
     with np.errstate(over="ignore", invalid="ignore"):
         want = nearest(W)
-    for by, expected in ((pack, want), (pack_t, want.T)):
-        P = packed(n, n, "bfloat16")
-        by(P, W, 0, n)
-        assert equal(unpacked(P), expected)
+    for columns in (n, n - 3):
+        for by, expected in ((pack, want[:, :columns]), (pack_t, want[:columns].T)):
+            P = packed(*expected.shape, "bfloat16")
+            by(P, W if by is pack else W[:columns], 0, expected.shape[by is pack])
+            assert equal(unpacked(P)[:, : expected.shape[1]], expected)
+    rounded = round_rows(np.empty(n * n, np.uint32), W[np.newaxis, :, :-1])
+    last = np.zeros((n, 1), np.float32)  # of the last pair the second
+    assert equal(unpaired(rounded[0].T).T, np.hstack([want[:, :-1], last]))
 
 
 # --- gemm --------------------------------------------------------------------------------------

@@ -1,21 +1,27 @@
 """Pairs of bfloat16 numbers, the operands of processors' dot products with float32 sums.
 
 A bfloat16 is the upper half of a float32. A pair is a uint32: the number of the lower k in its
-lower half. Rounding is to the nearest, ties to even; infinities and NaN stay what they are.
+lower half. Rounding is to the nearest, ties to even; infinities and NaN stay what they are, and
+numbers below the least normal one become zero, because that is how processors round.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
+from charrnn.kernels.jit import HAS_BF16
+
 
 def rounded(x: np.ndarray) -> np.ndarray:
     """The bits of float32 numbers rounded to bfloat16, as uint32."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     up = (bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16
+    up = np.where(bits & 0x7F800000, up, bits >> 16 & 0x8000)
     return np.where(np.isnan(x), bits >> 16 | 0x40, up).astype(np.uint32)
 
 
@@ -52,9 +58,45 @@ def _emit_pair(typingctx, low, high):
 
 def emit_pair(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     """`pair` for scalars or vectors."""
-    up = _emit_rounded(b, high)
-    sixteen = _filled(up.type, 16)
-    return b.or_(_emit_rounded(b, low), b.shl(up, sixteen))
+    if not isinstance(low.type, ir.VectorType):
+        vectors = (b.bitcast(x, ir.VectorType(x.type, 1)) for x in (low, high))
+        return b.bitcast(emit_pair(b, *vectors), ir.IntType(32))
+    if not HAS_BF16:
+        up = _emit_rounded(b, high)
+        return b.or_(_emit_rounded(b, low), b.shl(up, _filled(up.type, 16)))
+    n, pairs = low.type.count, None
+    for i in range(0, n, 16):  # the lanes of a register
+        lanes = _indices([*range(i, min(i + 16, n)), *[0] * (i + 16 - n)])
+        lower, upper = (b.shuffle_vector(x, x, lanes) for x in (low, high))
+        halves = b.bitcast(_emit_halves(b, lower, upper), ir.VectorType(ir.IntType(16), 32))
+        halves = b.shuffle_vector(
+            halves, halves, _indices([j // 2 + j % 2 * 16 for j in range(32)])
+        )
+        part = b.bitcast(halves, lanes.type)
+        wide = b.shuffle_vector(part, part, _indices([*range(min(n, 16))] * -(-n // 16)))
+        place = _indices([n + j if i <= j < i + 16 else j for j in range(n)])
+        pairs = wide if pairs is None else b.shuffle_vector(pairs, wide, place)
+    return pairs
+
+
+def emit_neighbours(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Neighbours in a vector as pairs."""
+    n = x.type.count // 2
+    halves = range(n) if HAS_BF16 else range(0, 2 * n, 2)
+    first = b.shuffle_vector(x, x, _indices(halves))
+    second = b.shuffle_vector(x, x, _indices([i + (n if HAS_BF16 else 1) for i in halves]))
+    return (_emit_halves if HAS_BF16 else emit_pair)(b, first, second)
+
+
+def _emit_halves(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    """Two vectors of 16 rounded, as one register: first the one, then the other."""
+    kind = ir.FunctionType(ir.VectorType(ir.IntType(32), 16), [first.type, second.type])
+    code = "vcvtne2ps2bf16 $1, $2, $0"
+    return b.call(ir.InlineAsm(kind, code, "=v,v,v", side_effect=False), [first, second])
+
+
+def _indices(values: Sequence[int]) -> ir.Constant:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(values)), list(values))
 
 
 def _emit_rounded(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
@@ -65,6 +107,8 @@ def _emit_rounded(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
     upper = b.lshr(bits, _filled(kind, 16))
     half = b.add(b.and_(upper, _filled(kind, 1)), _filled(kind, 0x7FFF))
     nearest = b.lshr(b.add(bits, half), _filled(kind, 16))
+    tiny = b.icmp_unsigned("==", b.and_(bits, _filled(kind, 0x7F800000)), _filled(kind, 0))
+    nearest = b.select(tiny, b.and_(upper, _filled(kind, 0x8000)), nearest)
     return b.select(b.fcmp_unordered("uno", x, x), b.or_(upper, _filled(kind, 0x40)), nearest)
 
 

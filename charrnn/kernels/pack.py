@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
-from charrnn.kernels.bfloat16 import emit_pair, pair, pairs
+from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
 from charrnn.kernels.jit import VECTOR_BITS, kernel
 from charrnn.kernels.tile import ROWS, VECTORS
 
@@ -234,13 +234,8 @@ def _vector_pairs(typingctx, rounded, to, A, source):
     def codegen(context, builder, signature, args):
         b, n = builder, lanes("float32")
         both = b.load(_vector_pointer(context, b, signature, args, 2, 2 * n), align=4)
-        kind = ir.VectorType(ir.IntType(32), n)
-        low, high = (
-            b.shuffle_vector(both, both, ir.Constant(kind, list(range(first, 2 * n, 2))))
-            for first in (0, 1)
-        )
         to = _vector_pointer(context, b, signature, args, 0, n)
-        b.store(emit_pair(b, low, high), to, align=4)
+        b.store(emit_neighbours(b, both), to, align=4)
         return context.get_dummy_value()
 
     return types.void(rounded, types.intp, A, types.intp), codegen
