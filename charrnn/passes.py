@@ -3,10 +3,11 @@
 The phases of a training pass, each shared by the team's threads:
 
     pack      weights into the layout that the products read, again before the way back
-    forward   every thread takes a share of the batch through all layers and time steps
+    forward   every thread takes a share of the batch through all layers and time steps, or a share
+              of the units
     output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
               the output weights' gradient (shares of the columns)
-    backward  shares of the batch, back through layers and time
+    backward  the same shares, back through layers and time
     weights   shares of the columns of every weight's gradient
 
 No sum crosses a share, so that the bits do not depend on how many there are.
@@ -23,7 +24,9 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
 from charrnn.kernels.gemm import ROWS, weight_product
-from charrnn.kernels.pack import panel, panels
+from charrnn.kernels.pack import operand, panel, panels, steps
+from charrnn.kernels.program import COMPILED
+from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
 from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
@@ -36,6 +39,22 @@ BLOCK = 1 << 20
 
 SMALL = 1 << 22
 """Multiply-adds of a pass forward below which other threads are not worth waking."""
+
+UNITS = 1 << 24
+"""Bytes of a layer's recurrent weights from which threads share its units, not the batch.
+
+Who has a share of the batch reads all weights at every time step, who has one of the units meets
+the others there. On two threads with an L2 of 1 MB each forward and backward of B 32 take by units,
+against by rows: 104 % at lstm 1x512 (4 MB), 93 to 101 % at 1x1024, 88 % at 1x1536, 94 % at 1x2048.
+"""
+
+FEW = 4
+"""Rows a thread below which few units are better than few rows: a tile is slow with 1 to 3."""
+
+UNITS_OF_FEW = 1 << 19
+"""`UNITS` for fewer rows: by units B 1 and 2 take 49 to 63 % at lstm 1x256 (1 MB) and larger, B 4
+57 to 72 %; at 1x128 (256 KB) sampling takes 100 and 128 %.
+"""
 
 State = Arrays
 """``h`` and for some cells ``c``, each (L, B, H)."""
@@ -54,14 +73,18 @@ class Block:
 
 
 class Pass:
-    """Work arrays and call lists for windows of T steps and B rows."""
+    """Work arrays and call lists for windows of T steps and B rows.
+
+    ``rounds``: how many are run before the threads may go to sleep.
+    """
 
     def __init__(
-        self, model: Model, T: int, B: int, kind: str, dropout: float, like: Pass | None = None
-    ) -> None:
+        self, model: Model, T: int, B: int, kind: str, dropout: float,
+        like: Pass | None = None, rounds: int = 1,
+    ) -> None:  # fmt: skip
         self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
         self.training = kind in ("train", "gradient")
-        self.parts = self.team.size if T * B * model.params.count >= SMALL else 1
+        self.parts = self.team.size if rounds * T * B * model.params.count >= SMALL else 1
         self.like = like
         self.shorter: dict[int, Pass] = {}
         self.programs: dict[str, Program] = {}
@@ -74,13 +97,19 @@ class Pass:
             self.stack, self.ids, training=self.training, dropout=dropout,
             like=like.window if like else None,
         )  # fmt: skip
-        parts = min(self.parts, B)
-        self.shares = [share(B, i, parts) for i in range(parts)]
-        self.forward: list[Item] = [self.window.forward_calls(*s) for s in self.shares]
+        self.shares = self.team.parts(B, self.parts, self._by_units(B))
+        self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
-            self.backward: list[Item] = [self.window.backward_calls(*s) for s in self.shares]
+            self.backward: list[Item] = [self.window.backward_calls(s) for s in self.shares]
             self._make_weights()
+
+    def _by_units(self, B: int) -> bool:
+        """Whether threads share the units of a layer rather than the rows of the batch."""
+        cell, H, operands = self.model.cell, self.model.config.hidden_size, self.model.operands
+        size = cell.gates * H * steps(H, operands) * operand(operands).itemsize
+        least = UNITS_OF_FEW if FEW * self.parts > B else UNITS
+        return COMPILED and size >= least and panels(H, operands) >= self.parts > 1
 
     # -- call lists -----------------------------------------------------------------------------
 
@@ -102,13 +131,16 @@ class Pass:
         x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
         by, scale = self.model.params.views["head.by"], dtype(1 / (T * B))
         for s in self.shares:
-            logits = (project, (block.array, x, self.stack.head["Wy"], by, *s))
+            logits = (project, (block.array, x, self.stack.head["Wy"], by, *s.rows, ALONE))
             block.logits.append([logits])
-            loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s))
+            loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s.rows))
             block.losses.append([logits, loss])
             if self.training:
                 dx = self.window.dx[-1][t0:t1]
-                back = (back_project, (dx, block.array, self.stack.head["WyT"], by.size, *s))
+                back = (
+                    back_project,
+                    (dx, block.array, self.stack.head["WyT"], by.size, *s.rows, ALONE),
+                )
                 block.gradients.append([logits, loss, back])
         if self.training:
             g = self.model.grads.views

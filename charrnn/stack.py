@@ -31,7 +31,7 @@ from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.pack import pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
-from charrnn.threads import Phase, share
+from charrnn.threads import Part, Phase, share
 
 LINE = 16
 """Columns that one thread takes at the least: a cache line of float32."""
@@ -148,24 +148,28 @@ class Window:
         """Whether ``x[i + 1]`` is something else than layer ``i``'s output."""
         return self.threshold > 0 or self.skips(i)
 
-    def forward_calls(self, r0: int, r1: int) -> list[Call]:
-        """All layers for the rows r0 <= r < r1."""
+    def forward_calls(self, part: Part) -> list[Call]:
+        """One thread's part of all layers."""
         stack = self.stack
         calls: list[Call] = []
         if stack.embedding is not None:
-            calls.append((embed, (self.x[0], self.ids, stack.embedding, r0, r1)))
+            calls.append((embed, (self.x[0], self.ids, stack.embedding, *part.rows)))
+            calls += part.join()
         for i, (p, k, w) in enumerate(zip(stack.p, stack.k, self.w, strict=True)):
             ids = self.ids if stack.reads_ids(i) else NO_IDS
             if not stack.reads_ids(i):
-                calls.append((project, (w["gates"], self.x[i], k["Wx"], p["b"], r0, r1)))
-            calls.append(stack.cell.forward(p, k, w, ids, r0, r1))
+                product = (w["gates"], self.x[i], k["Wx"], p["b"])
+                calls.append((project, (*product, *part.rows, part.seat)))
+                calls += part.join()
+            calls.append(stack.cell.forward(p, k, w, ids, part))
             if self.has_link(i):
                 skip = self.x[i] if self.skips(i) else np.empty((0, 0, 0), w["h"].dtype)
                 mask = (self.keys[i], self.threshold, self.scale)
-                calls.append((link, (self.x[i + 1], w["h"][1:], skip, *mask, r0, r1)))
+                calls.append((link, (self.x[i + 1], w["h"][1:], skip, *mask, *part.rows)))
+                calls += part.join()
         return calls
 
-    def backward_calls(self, r0: int, r1: int) -> list[Call]:
+    def backward_calls(self, part: Part) -> list[Call]:
         """Undo `forward_calls`: from ``dx[L]`` to the gradients of gates, inputs and states."""
         stack = self.stack
         calls: list[Call] = []
@@ -173,14 +177,17 @@ class Window:
             p, k, w = stack.p[i], stack.k[i], self.w[i]
             if self.has_link(i):
                 mask = (self.keys[i], self.threshold, self.scale)
-                calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, r0, r1)))
-            calls += [(clear, (w[f"d{s}0"], r0, r1)) for s in stack.cell.states]
-            calls.append(stack.cell.backward(p, k, w, r0, r1))
+                calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, *part.rows)))
+            calls += [(clear, (w[f"d{s}0"], *part.rows)) for s in stack.cell.states]
+            calls += part.join()
+            calls.append(stack.cell.backward(p, k, w, part))
             if not stack.reads_ids(i):
                 N = p["Wx"].shape[1]
-                calls.append((back_project, (self.dx[i], w["gates"], k["WxT"], N, r0, r1)))
+                product = (self.dx[i], w["gates"], k["WxT"], N)
+                calls.append((back_project, (*product, *part.rows, part.seat)))
+                calls += part.join()
                 if self.skips(i):
-                    calls.append((add, (self.dx[i], self.dx[i + 1], r0, r1)))
+                    calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))
         return calls
 
     def products(self) -> list[Product]:

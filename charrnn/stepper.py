@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from charrnn.config import SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels.draw import carry, draw
+from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import project
 from charrnn.passes import Pass
 from charrnn.threads import Item
@@ -51,7 +52,7 @@ class Stepper:
         self, model: Model, batch: int, config: SampleConfig, unknown: int | None = None
     ) -> None:
         self.model, self.batch = model, batch
-        self.run = Pass(model, 1, batch, "step", 0.0)
+        self.run = Pass(model, 1, batch, "step", 0.0, rounds=MOST // 4)
         self._rule = rule_of(config, unknown)
         self._out = np.zeros((MOST, batch), np.int32)
         self._random = np.zeros((MOST, batch))
@@ -60,18 +61,18 @@ class Stepper:
         self._program = model.team.program([self._item(i) for i in range(len(self.run.shares))])
         model.pack(self.run.stack)
 
-    def _item(self, part: int) -> Item:
-        """A step of one share of the samples."""
+    def _item(self, i: int) -> Item:
+        """One thread's part of a step."""
         run, model = self.run, self.model
-        share, logits, V = run.shares[part], run.logits, model.vocab_size
+        part, logits, V = run.shares[i], run.logits, model.vocab_size
         by, Wy = model.params.views["head.by"], run.stack.head["Wy"]
         scratch = (np.zeros(V), np.zeros(V, np.int64))
-        choice = (self._out, logits, self._random, self._history, self._steps[part], self._rule)
+        choice = (self._out, logits, self._random, self._history, self._steps[i], self._rule)
         return [
-            *run.forward[part],
-            (project, (logits, run.window.x[-1], Wy, by, *share)),
-            (draw, (run.ids, *choice, *scratch, *share)),
-            *((carry, (w[s], *share)) for w in run.window.w for s in model.cell.states),
+            *run.forward[i],
+            (project, (logits, run.window.x[-1], Wy, by, *part.rows, ALONE)),
+            (draw, (run.ids, *choice, *scratch, *part.rows)),
+            *((carry, (w[s], *part.rows)) for w in run.window.w for s in model.cell.states),
         ]
 
     def feed(self, ids: NDArray[np.integer], remember: bool = True) -> None:

@@ -13,16 +13,38 @@ import threading
 import time
 from collections.abc import Sequence
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
+from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
 
 Item = Sequence[Call]
 """Calls that are made one after the other."""
 
 Phase = Sequence[Item]
 """Items that may be done in any order, or side by side."""
+
+
+class Part(NamedTuple):
+    """What one thread takes of a window: rows r0 <= r < r1, and units if its seat is shared.
+
+    What is not shared by units is done row by row, also by those who share units.
+    """
+
+    r0: int
+    r1: int
+    arrivals: np.ndarray
+    seat: np.ndarray
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        return self.r0, self.r1
+
+    def join(self) -> list[Call]:
+        """The call that waits for all who share the units, if any do."""
+        return [] if self.seat is ALONE else [(join, (self.arrivals, self.seat))]
 
 
 def available() -> int:
@@ -38,8 +60,20 @@ class Team:
     def __init__(self, size: int) -> None:
         self.size = size
         self.arrivals = np.zeros(8, np.int64)  # each counter has a cache line of its own
-        self.met = np.zeros((size, 8), np.int64)
+        self.seats = seats(size)
         self._helpers: list[_Helper] = []
+
+    def parts(self, B: int, count: int, units: bool) -> list[Part]:
+        """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.
+
+        With ``units`` all of the team share the units, even those without rows: their parts have
+        to be the items of one phase, because they wait for each other.
+        """
+        if units:
+            shared = [(self.arrivals, seat) for seat in self.seats]
+        else:
+            shared = [(NOWHERE, ALONE)] * min(count, B)
+        return [Part(*share(B, i, len(shared)), *s) for i, s in enumerate(shared)]
 
     def program(self, *phases: Phase) -> Program:
         """Make phases ready to run one after the other; compiles what is not compiled yet."""
@@ -68,9 +102,9 @@ class Program:
         for phase in phases:
             for i, item in enumerate(phase):
                 calls[i % self.parties] += item
-            for mine, met in zip(calls, team.met, strict=False):
+            for mine, seat in zip(calls, team.seats, strict=False):
                 if self.parties > 1:
-                    mine.append((meet, (team.arrivals, met, self.parties, YIELD)))
+                    mine.append((meet, (team.arrivals, seat, self.parties, YIELD)))
         self.tables = [Table(c) for c in calls]
 
     def run(self, rounds: int = 1) -> None:
@@ -79,7 +113,7 @@ class Program:
             self.tables[0].walk(rounds)
             return
         team = self.team
-        team.met[:] = team.arrivals[0]
+        team.seats[:, MET] = team.arrivals[0]
         try:
             for helper, table in zip(team.helpers(), self.tables[1:], strict=False):
                 helper.give(table.address, len(table.calls), rounds)

@@ -16,6 +16,7 @@ from charrnn.kernels.bfloat16 import unpaired
 from charrnn.kernels.gemm import DEPTH, ROWS, gemm, halves, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
+from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import VECTORS
 
@@ -230,12 +231,12 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
         pack(P, W, 0, n)
         pack_t(PT, W, 0, n)
         for r0, r1 in ((0, 1), (1, 4), (4, 5), (5, 5)):
-            project(out, x, P, bias, r0, r1)
+            project(out, x, P, bias, r0, r1, ALONE)
             assert np.isnan(out[:, r1:]).all()
         assert equal(out[..., :n], x @ W + bias)
         assert np.isnan(out[..., n:]).all()
         for r0, r1 in ((0, 3), (3, 5)):
-            back_project(dx, out, PT, n, r0, r1)
+            back_project(dx, out, PT, n, r0, r1, ALONE)
             assert np.isnan(dx[:, r1:]).all()
         out = out[..., :n] if dtype != "bfloat16" else nearest(out[..., :n])
         assert equal(dx, out @ W.T)

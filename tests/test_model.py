@@ -15,6 +15,8 @@ from charrnn import passes
 from charrnn.config import CELLS, ModelConfig
 from charrnn.errors import InputError
 from charrnn.kernels import jit
+from charrnn.kernels.pack import panel
+from charrnn.kernels.seat import PARTIES
 from charrnn.model import Model
 from charrnn.passes import Pass
 
@@ -139,6 +141,53 @@ def test_threads_do_not_matter(cell: str, options: dict[str, Any]) -> None:
     one = training_bits(cell, 1, (3, 7), **options)
     for threads in (2, 3, 7):
         assert_same_bits(training_bits(cell, threads, (3, 7), **options), one)
+
+
+@pytest.fixture
+def by_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share the units of a layer however small it is."""
+    monkeypatch.setattr(Pass, "_by_units", lambda self, B: self.parts > 1)
+
+
+@pytest.mark.parametrize("rows", (1, 2, 7))
+@pytest.mark.parametrize(
+    "options",
+    (
+        dict(V=50, hidden_size=256),  # whole panels
+        dict(V=50, hidden_size=333, precision="bf16"),
+        dict(V=70, hidden_size=37, **{**FULL, "embedding_size": 37}),
+        dict(V=70, hidden_size=133, num_layers=3),
+    ),
+    ids=("panels", "bf16", "full", "layers"),
+)
+@each_cell
+def test_shared_units_do_not_matter(
+    cell: str, options: dict[str, Any], rows: int, by_units: None
+) -> None:
+    """With fewer rows than threads, too, and threads without a panel or in the middle of one."""
+    one = training_bits(cell, 1, (3, rows), **options)
+    for threads in (2, 3, 7):
+        assert_same_bits(training_bits(cell, threads, (3, rows), **options), one)
+
+
+def test_who_shares_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large layers do, smaller ones with few rows, and nobody who would be without a panel."""
+    H = 2 * panel("float32")
+    size = 4 * H * H * 4
+
+    def parties(B: int, threads: int = 2) -> int:
+        model = networks.make("lstm", dtype="float32", threads=threads, hidden_size=H)
+        return int(model.train_pass(2, B).shares[0].seat[PARTIES])
+
+    monkeypatch.setattr(passes, "UNITS", size)
+    monkeypatch.setattr(passes, "UNITS_OF_FEW", size)
+    assert [parties(B) for B in (1, 7, 8)] == [2, 2, 2]
+    monkeypatch.setattr(passes, "UNITS", size + 1)
+    assert [parties(B) for B in (1, 7, 8)] == [2, 2, 1]
+    assert [parties(B, threads=1) for B in (1, 8)] == [1, 1]
+    assert parties(1, threads=3) == 1
+    monkeypatch.setattr(passes, "UNITS_OF_FEW", size + 1)
+    assert parties(1) == 1
 
 
 def test_small_windows_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels import draw
 from charrnn.model import Model
+from charrnn.passes import Pass
 from charrnn.sampling import generate, sample, unknown_note
 from charrnn.stepper import MOST, PENALTY_REACH, Stepper, rule_of
 from charrnn.vocab import Vocabulary
@@ -414,8 +415,11 @@ def test_compiled_steps_draw_what_the_slow_twin_draws(cell, more):
         assert len(set(fast)) == 3
 
 
-def test_threads_draw_the_same():
-    config = SampleConfig(length=90, num_samples=7)
+@pytest.mark.parametrize("by_units", (False, True))
+@pytest.mark.parametrize("samples", (1, 7))
+def test_threads_draw_the_same(samples, by_units, monkeypatch):
+    monkeypatch.setattr(Pass, "_by_units", lambda self, B: by_units and self.parts > 1)
+    config = SampleConfig(length=90, num_samples=samples)
     texts = [sample(network(threads=n), LETTERS, config, prompt="a", seed=1) for n in (1, 2, 3)]
     assert texts[0] == texts[1] == texts[2]
 

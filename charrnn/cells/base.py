@@ -3,7 +3,8 @@
 Sizes: T time steps, B batch rows, D input width, H hidden units, G gates per unit. Slot 0 of the
 state arrays is the state before the window, so ``h[t + 1]`` belongs to input t. Rows of the batch
 never meet inside a cell: a kernel does the rows ``r0 <= r < r1`` of every time step, and any
-division of the batch over threads gives the same bits.
+division of the batch over threads gives the same bits. Or it does some units of all rows, and
+meets the threads that do the others at every step: see `charrnn.kernels.seat`.
 
 A new cell is one file in this folder that defines ``CELL``, a subclass of `Cell`, and its slow
 twin in ``tests/naive.py``. Its kernels follow one pattern:
@@ -25,7 +26,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from charrnn.kernels.pack import pack, pack_t, packed
-from charrnn.threads import Call, share
+from charrnn.threads import Call, Part, share
 
 Arrays = dict[str, np.ndarray]
 
@@ -92,7 +93,7 @@ class Cell(ABC):
         return packed_pair("Wh", p["Wh"], operands, gradient)
 
     @abstractmethod
-    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         """The call that runs the rows through all time steps.
 
         ``ids`` (T, B) int32 for a layer that reads characters; (0, 0) if ``gates`` already holds
@@ -100,7 +101,7 @@ class Cell(ABC):
         """
 
     @abstractmethod
-    def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
+    def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         """The call that takes the rows back through time."""
 
     def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:

@@ -11,42 +11,43 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell
+from charrnn.cells.base import Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import tanh
-from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.seat import add_product, bounds, join
 
 ALPHA, BETA = 0.3, 0.7
 """Where the two start: h begins as a running mean over some three characters."""
 
 
 @kernel
-def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1):
+def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat):
     """The equations above. h (T+1, B, H); gates (T, B, H); alpha, beta (1,); Wh packed."""
     H = h.shape[2]
+    r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        if ids.shape[0] > 0:
-            gather(gates[t], ids[t], Wx, b, r0, r1)
-        gemm(gates[t, r0:r1], h[t, r0:r1], Wh, True, half)
+        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
         for r in range(r0, r1):
-            a, h0, h1 = gates[t, r], h[t, r], h[t + 1, r]
-            for j in range(H):
+            a, h0, h1 = gates[t, r, u0:u1], h[t, r, u0:u1], h[t + 1, r, u0:u1]
+            for j in range(u1 - u0):
                 a[j] = tanh(a[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 h1[j] = beta[0] * h0[j] + alpha[0] * a[j]
+        join(arrivals, seat)
 
 
 @kernel
-def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1):
+def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients.
 
     sums (T, B, 2): each row's part of the gradients of alpha and beta.
     """
     T, H = dh.shape[0], dh.shape[2]
     one = dh.dtype.type(1)
-    half = halves(WhT, r1 - r0, H)
+    m0, m1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
+    panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, m1 - m0, H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             a, h0, d, carry = gates[t, r], h[t, r], dh[t, r], dh0[r]
@@ -62,7 +63,9 @@ def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1):
                 carry[j] = beta[0] * d[j]
             for j in range(H):
                 a[j] = alpha[0] * d[j] * (one - a[j] * a[j])
-        gemm(dh0[r0:r1], gates[t, r0:r1], WhT, True, half)
+        join(arrivals, seat)
+        gemm(dh0[m0:m1, u0:u1], gates[t, m0:m1], panels, True, half)
+        join(arrivals, seat)
 
 
 @kernel
@@ -90,13 +93,13 @@ class FastRNN(Cell):
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().work_shapes(T, B, H) | {"sums": (T, B, 2)}
 
-    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         weights = (p["Wx"], p["b"], p["alpha"], p["beta"], k["Wh"])
-        return forward, (w["h"], w["gates"], ids, *weights, r0, r1)
+        return forward, (w["h"], w["gates"], ids, *weights, *part)
 
-    def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
+    def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"])
-        return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], r0, r1)
+        return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], *part)
 
     def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
         return [(_add_up, (g["alpha"], g["beta"], w["sums"]))]

@@ -13,72 +13,79 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell, Packing, Product, packed_pair, rows
+from charrnn.cells.base import Arrays, Call, Cell, Packing, Part, Product, packed_pair, rows
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.seat import add_product, bounds, join
 from charrnn.kernels.softmax import column_sums
 
 
 @kernel
-def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1):
+def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat):
     """The equations above. h (T+1, B, H); gates (T, B, 4H); Wh_rz and Wh_n packed."""
     H = h.shape[2]
+    r0, r1, u0, u1 = bounds(Wh_n, h.shape[1], H, r0, r1, seat)
+    rz, last = gates[:, :, : 2 * H], gates[:, :, 3 * H :]
     half = halves(Wh_rz, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
-            gather(gates[t], ids[t], Wx, b, r0, r1)
+            gather(gates[t], ids[t], Wx, b, r0, r1, 2 * H + u0, 2 * H + u1)
         for r in range(r0, r1):
-            q = gates[t, r, 3 * H :]
-            for j in range(H):
-                q[j] = bhn[j]
-        gemm(gates[t, r0:r1, : 2 * H], h[t, r0:r1], Wh_rz, True, half)
-        gemm(gates[t, r0:r1, 3 * H :], h[t, r0:r1], Wh_n, True, half)
+            q, bias = gates[t, r, 3 * H + u0 : 3 * H + u1], bhn[u0:u1]
+            for j in range(u1 - u0):
+                q[j] = bias[j]
+        add_product(rz, h, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
+        add_product(last, h, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, half, arrivals, seat)
         for r in range(r0, r1):
-            reset, z = gates[t, r, :H], gates[t, r, H : 2 * H]
-            n, q = gates[t, r, 2 * H : 3 * H], gates[t, r, 3 * H :]
-            h0, h1 = h[t, r], h[t + 1, r]
-            for j in range(H):
+            reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
+            n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
+            h0, h1 = h[t, r, u0:u1], h[t + 1, r, u0:u1]
+            for j in range(u1 - u0):
                 reset[j] = sigmoid(reset[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 z[j] = sigmoid(z[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 n[j] = tanh(n[j] + reset[j] * q[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 h1[j] = n[j] + z[j] * (h0[j] - n[j])
+        join(arrivals, seat)
 
 
 @kernel
-def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1):
+def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
     one = dh.dtype.type(1)
-    half = halves(Wh_rzT, r1 - r0, 2 * H)
+    r0, r1, u0, u1 = bounds(Wh_nT, dh.shape[1], H, r0, r1, seat)
+    first = u0 // Wh_nT.shape[2]
+    panels_rz, panels_n, half = Wh_rzT[first:], Wh_nT[first:], halves(Wh_rzT, r1 - r0, 2 * H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
-            reset, z = gates[t, r, :H], gates[t, r, H : 2 * H]
-            n, q = gates[t, r, 2 * H : 3 * H], gates[t, r, 3 * H :]
-            h0, d, carry = h[t, r], dh[t, r], dh0[r]
-            for j in range(H):
+            reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
+            n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
+            h0, d, carry = h[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
+            for j in range(u1 - u0):
                 d[j] += carry[j]
-            for j in range(H):  # h_t = (1 - z) n + z h_(t-1)
+            for j in range(u1 - u0):  # h_t = (1 - z) n + z h_(t-1)
                 carry[j] = d[j] * z[j]
-            for j in range(H):
+            for j in range(u1 - u0):
                 new[j] = d[j] * (h0[j] - n[j]) * z[j] * (one - z[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 n[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 z[j] = new[j]
-            for j in range(H):  # n = tanh(... + r q)
+            for j in range(u1 - u0):  # n = tanh(... + r q)
                 new[j] = n[j] * q[j] * reset[j] * (one - reset[j])
-            for j in range(H):
+            for j in range(u1 - u0):
                 q[j] = n[j] * reset[j]
-            for j in range(H):
+            for j in range(u1 - u0):
                 reset[j] = new[j]
-        gemm(dh0[r0:r1], gates[t, r0:r1, : 2 * H], Wh_rzT, True, half)
-        gemm(dh0[r0:r1], gates[t, r0:r1, 3 * H :], Wh_nT, True, half)
+        join(arrivals, seat)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, : 2 * H], panels_rz, True, half)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, 3 * H :], panels_n, True, half)
 
 
 class GRU(Cell):
@@ -99,13 +106,13 @@ class GRU(Cell):
         gates = packed_pair("Wh_rz", p["Wh"], operands, gradient, 0, 2 * H)
         return gates + packed_pair("Wh_n", p["Wh"], operands, gradient, 2 * H)
 
-    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, r0: int, r1: int) -> Call:
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         arrays = (w["h"], w["gates"], ids, p["Wx"], p["b"], p["bhn"], k["Wh_rz"], k["Wh_n"])
-        return forward, (*arrays, r0, r1)
+        return forward, (*arrays, *part)
 
-    def backward(self, p: Arrays, k: Arrays, w: Arrays, r0: int, r1: int) -> Call:
+    def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["gates"], w["h"], k["Wh_rzT"], k["Wh_nT"])
-        return backward, (*arrays, r0, r1)
+        return backward, (*arrays, *part)
 
     def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:
         T, H = len(w["gates"]), len(g["Wh"])

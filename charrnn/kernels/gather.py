@@ -6,13 +6,16 @@ from charrnn.kernels.jit import kernel
 
 
 @kernel
-def gather(out, ids, W, b, r0, r1):
-    """``out[r, :N] = W[ids[r]] + b``: the product of a one-hot row with W (V, N). ids (B,)."""
-    N = b.size
-    for r in range(r0, r1):
-        row, source = out[r], W[ids[r]]
-        for j in range(N):
-            row[j] = source[j] + b[j]
+def gather(out, ids, W, b, m0, m1, n0, n1):
+    """``out[m, n] = W[ids[m], n] + b[n]`` for m0 <= m < m1, n0 <= n < n1. ids (B,).
+
+    The product of one-hot rows with W (V, N).
+    """
+    bias = b[n0:n1]
+    for m in range(m0, m1):
+        row, source = out[m, n0:n1], W[ids[m], n0:n1]
+        for j in range(bias.size):
+            row[j] = source[j] + bias[j]
 
 
 @kernel

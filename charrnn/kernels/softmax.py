@@ -8,35 +8,38 @@ from charrnn.kernels.elementwise import exp
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.reduce import maximum, total
+from charrnn.kernels.seat import bounds
 
 ROUNDED = 64
 """Rows that are rounded to bfloat16 at a time, if one step's are fewer."""
 
 
 @kernel
-def project(out, x, P, bias, r0, r1):
-    """``out[t, r] = x[t, r] @ W + bias`` for the rows r0 <= r < r1.
+def project(out, x, P, bias, r0, r1, seat):
+    """``out[t, r] = x[t, r] @ W + bias`` for the rows r0 <= r < r1, or columns as the seat says.
 
     out (T, B, at least N), x (T, B, K), W packed as P, bias (N,).
     """
-    N = bias.size
+    m0, m1, n0, n1 = bounds(P, x.shape[1], bias.size, r0, r1, seat)
+    part = bias[n0:n1]
     for t in range(out.shape[0]):
-        for r in range(r0, r1):
-            row = out[t, r]
-            for j in range(N):
-                row[j] = bias[j]
-    half = halves(P, max(r1 - r0, ROUNDED), x.shape[2])
-    gemm(out[:, r0:r1, :N], x[:, r0:r1], P, True, half)
+        for m in range(m0, m1):
+            row = out[t, m, n0:n1]
+            for j in range(part.size):
+                row[j] = part[j]
+    half = halves(P, max(m1 - m0, ROUNDED), x.shape[2])
+    gemm(out[:, m0:m1, n0:n1], x[:, m0:m1], P[n0 // P.shape[2] :], True, half)
 
 
 @kernel
-def back_project(dx, dout, PT, N, r0, r1):
+def back_project(dx, dout, PT, N, r0, r1, seat):
     """Undo `project`: ``dx[t, r] = dout[t, r] @ W.T``, W.T packed as PT.
 
     dout's rows may be longer than W's N columns: the first N count.
     """
-    half = halves(PT, max(r1 - r0, ROUNDED), N)
-    gemm(dx[:, r0:r1], dout[:, r0:r1, :N], PT, False, half)
+    m0, m1, n0, n1 = bounds(PT, dx.shape[1], dx.shape[2], r0, r1, seat)
+    half = halves(PT, max(m1 - m0, ROUNDED), N)
+    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], False, half)
 
 
 @kernel
