@@ -383,7 +383,7 @@ class Run:
         count = jit.uncompiled(pair for call in calls for pair in code(call))
         if not count:
             return []
-        return [f"compiling {count} kernels, once per installation: some ten seconds"]
+        return [f"compiling {count} kernels, once per installation: some 20 seconds"]
 
     def _epoch(self) -> float:
         return self.progress.step / self.streams.steps_per_epoch

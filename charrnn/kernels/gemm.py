@@ -75,7 +75,12 @@ def _halves(P, rows, k):
 
 @overload(gemm)
 def _gemm(C, A, P, accumulate, half):
+    # No impl calls another where it need not: the tile is optimised anew in every function.
     def impl_2d(C, A, P, accumulate, half):
+        C, A = np.expand_dims(C, 0), np.expand_dims(A, 0)
+        _product(C, A, P, 1, C.shape[1], 0, C.strides[1], 0, A.strides[1], accumulate)
+
+    def impl_2d_pairs(C, A, P, accumulate, half):
         gemm(np.expand_dims(C, 0), np.expand_dims(A, 0), P, accumulate, half)
 
     def impl_pairs(C, A, P, accumulate, half):
@@ -86,14 +91,16 @@ def _gemm(C, A, P, accumulate, half):
 
     def impl(C, A, P, accumulate, half):
         T, M, _ = C.shape
+        row = 1
         if M == 1:  # steps as rows: tiles of one row are slow
-            _product(C, A, P, 1, T, 0, C.strides[0], 0, A.strides[0], accumulate)
-        else:
-            _product(
-                C, A, P, T, M, C.strides[0], C.strides[1], A.strides[0], A.strides[1], accumulate
-            )
+            T, M, row = 1, T, 0
+        _product(
+            C, A, P, T, M, C.strides[0], C.strides[row], A.strides[0], A.strides[row], accumulate
+        )
 
-    return impl_2d if A.ndim == 2 else impl if P.dtype == A.dtype else impl_pairs
+    if P.dtype == A.dtype:
+        return impl_2d if A.ndim == 2 else impl
+    return impl_2d_pairs if A.ndim == 2 else impl_pairs
 
 
 @kernel
