@@ -8,7 +8,6 @@ of its rows and meets nobody.
 from __future__ import annotations
 
 import numpy as np
-from numba.extending import register_jitable
 
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm
@@ -53,7 +52,7 @@ def join(arrivals, seat):
         meet(arrivals, seat, seat[PARTIES], seat[GIVE_WAY])
 
 
-@register_jitable(inline="always")  # one function less in which the tile is optimised
+@kernel
 def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat):
     """``gates[t] += h[t] @ W`` for a thread's `bounds` of rows and units; W (H, G H) packed as P.
 
