@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,13 +116,14 @@ def speed(work: Callable[[], object], chars: int, seconds: float) -> float:
     return times * chars / (time.perf_counter() - began)
 
 
-class Side:
-    """A trainer: `step` is one training step and returns its loss."""
+class Side(ABC):
+    """A trainer of one row."""
 
     row: Row
 
+    @abstractmethod
     def step(self) -> float:
-        raise NotImplementedError
+        """One training step; its loss."""
 
     def time(self, seconds: float) -> dict[str, float]:
         rate = speed(self.step, self.row.B * self.row.T, seconds)
