@@ -226,12 +226,11 @@ class Model:
     ) -> Pass:
         ids = self._checked(ids)
         run = self._pass(kind, *ids.shape)
-        run.ids[:] = ids
         if targets is not None:
             targets = self._checked(targets)
             if targets.shape != ids.shape:
                 raise InputError(f"targets of shape {targets.shape} for ids of shape {ids.shape}")
-            run.targets[:] = targets
+        run.load(ids, targets)
         run.set_state(state)
         return run
 

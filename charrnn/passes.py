@@ -16,6 +16,7 @@ No sum crosses a share, so that the bits do not depend on how many there are.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from charrnn.model import Model
 
 BLOCK = 1 << 20
@@ -72,36 +75,134 @@ class Block:
         self.weights: list[Item] = []
 
 
-class Pass:
-    """Work arrays and call lists for windows of T steps and B rows.
+class Inputs(ABC):
+    """What goes into a window of T steps and B rows, and the states at its ends.
 
-    ``rounds``: how many are run before the threads may go to sleep.
+    Attributes
+    ----------
+    ids, targets : (T, B) int32; a negative target has no loss
+    losses : (T, B) nats of the targets
+    first : the step from which on there are losses
+    ways : (T, B), see `charrnn.cells.base`
     """
 
-    def __init__(
-        self, model: Model, T: int, B: int, kind: str, dropout: float,
-        like: Pass | None = None, rounds: int = 1,
-    ) -> None:  # fmt: skip
-        self.model, self.team, self.kind, self.dropout = model, model.team, kind, dropout
-        self.training = kind in ("train", "gradient")
-        self.parts = self.team.size if rounds * T * B * model.params.count >= SMALL else 1
-        self.like = like
-        self.shorter: dict[int, Pass] = {}
-        self.programs: dict[str, Program] = {}
+    ways: np.ndarray
+
+    def __init__(self, model: Model, T: int, B: int, dropout: float, first: int = 0) -> None:
+        self.model, self.dropout, self.first = model, dropout, first
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
         self.losses = np.zeros((T, B), dtype)
+        self.count = (T - first) * B
+        self.scale = np.full(1, 1 / self.count, dtype)
+        self.shorter: dict[tuple[int, int], Self] = {}
+
+    def load(
+        self, ids: np.ndarray, targets: np.ndarray | None = None, weight: float = 1.0,
+        count: int | None = None,
+    ) -> None:  # fmt: skip
+        """Put characters (T, B) in, and targets for the steps from ``first`` on.
+
+        Negative targets have no loss; ``count`` is the number of the others, all if None. The
+        gradients are those of ``weight`` times the mean loss.
+        """
+        self.ids[:] = ids
+        if targets is not None:
+            self.targets[self.first :] = targets
+            self.count = targets.size if count is None else count
+            self.scale[0] = weight / self.count
+
+    def set_state(self, state: State | None) -> None:
+        """Put the state (L, B, H) before the window; None is zero."""
+        names = self.model.cell.states
+        if state is not None and set(state) != set(names):
+            raise InputError(f"the state has {sorted(state)}: needed is {sorted(names)}")
+        layers = self.states_at(0)
+        for i, layer in enumerate(layers):
+            for name, array in layer.items():
+                if state is None:
+                    array[:] = 0
+                    continue
+                given, shape = np.asarray(state[name]), (len(layers), *array.shape)
+                if given.shape != shape:
+                    raise InputError(f"state {name} has shape {given.shape}: needed is {shape}")
+                array[:] = given[i]
+
+    def state(self, slot: int | None = None) -> State:
+        """The state before step ``slot``, or the final one, (L, B, H) each."""
+        layers = self.states_at(len(self.ids) if slot is None else slot)
+        return {s: np.stack([layer[s] for layer in layers]) for s in self.model.cell.states}
+
+    def carry(self, before: Self, slot: int) -> None:
+        """Begin where the window ``before``, which may share the arrays, was at step ``slot``."""
+        for mine, other in zip(self.states_at(0), before.states_at(slot), strict=True):
+            for s, array in mine.items():
+                array[:] = other[s]
+
+    def of_length(self, T: int, new: int | None = None) -> Self:
+        """This pass, or a shorter one on the same arrays; its ``new`` last steps have losses."""
+        first = 0 if new is None else T - new
+        if (len(self.ids), self.first) == (T, first):
+            return self
+        if (T, first) not in self.shorter:
+            self.shorter[T, first] = self._shortened(T, first)
+        return self.shorter[T, first]
+
+    @abstractmethod
+    def states_at(self, slot: int) -> list[Arrays]:
+        """Every layer's state (B, H) before step ``slot``, or the final one at T, as views."""
+
+    @abstractmethod
+    def set_dropout_key(self, seed: int, step: int) -> None:
+        """Choose the dropout masks of this step."""
+
+    @abstractmethod
+    def phases(self) -> list[Phase]:
+        """All that a training step does up to the gradients."""
+
+    @abstractmethod
+    def run_gradients(self) -> float:
+        """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
+
+    @abstractmethod
+    def _shortened(self, T: int, first: int) -> Self:
+        """A shorter pass on the same arrays."""
+
+
+class Pass(Inputs):
+    """Work arrays and call lists for windows of T steps and B rows.
+
+    Parameters
+    ----------
+    kind : "forward", "step" (one character at a time), "gradient", "train", or "segment": of a
+        longer window, whose gradients are added to what is there
+    like : lends its arrays to a shorter pass
+    rounds : how many are run before the threads may go to sleep
+    first : the step from which on there are losses
+    """
+
+    def __init__(
+        self, model: Model, T: int, B: int, kind: str, dropout: float = 0.0,
+        like: Pass | None = None, rounds: int = 1, first: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(model, T, B, dropout, first)
+        self.team, self.kind = model.team, kind
+        self.training = kind in ("train", "gradient", "segment")
+        self.chained = kind == "segment"
+        self.parts = self.team.size if rounds * T * B * model.params.count >= SMALL else 1
+        self.like = like
+        self.programs: dict[str, Program] = {}
         self.stack = model.stack(self.training)
         self.window: Window = Window(
-            self.stack, self.ids, training=self.training, dropout=dropout,
+            self.stack, self.ids, training=self.training, dropout=dropout, chained=self.chained,
             like=like.window if like else None,
         )  # fmt: skip
         self.shares = self.team.parts(B, self.parts, self._by_units(B))
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
-            self.backward: list[Item] = [self.window.backward_calls(s) for s in self.shares]
+            self.backward: list[Phase] = self._backward()
             self._make_weights()
 
     def _by_units(self, B: int) -> bool:
@@ -116,24 +217,24 @@ class Pass:
     def _make_blocks(self) -> None:
         T, B = self.ids.shape
         V, dtype = self.model.vocab_size, np.dtype(self.model.config.dtype)
-        steps = max(1, min(T, BLOCK // (B * V)))
+        steps = min(T, 1 << max(0, (BLOCK // (B * V)).bit_length() - 1))
         self.logits: np.ndarray
         if self.like is None:
             self.logits = np.zeros((steps, B, V), dtype)
         else:
             self.logits = self.like.logits
-        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in range(0, T, steps)]
+        starts = range(self.first, T, steps)  # the last one comes first: see `gemm_tn`
+        self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in reversed(starts)]
 
     def _block(self, t0: int, t1: int) -> Block:
-        T, B = self.ids.shape
-        dtype = np.dtype(self.model.config.dtype).type
         block = Block(t0, t1, self.logits[: t1 - t0])
         x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
-        by, scale = self.model.params.views["head.by"], dtype(1 / (T * B))
+        by = self.model.params.views["head.by"]
         for s in self.shares:
             logits = (project, (block.array, x, self.stack.head["Wy"], by, *s.rows, ALONE))
             block.logits.append([logits])
-            loss = (cross_entropy, (losses, block.array, targets, scale, self.training, *s.rows))
+            arrays = (losses, block.array, targets, self.scale)
+            loss = (cross_entropy, (*arrays, self.training, *s.rows))
             block.losses.append([logits, loss])
             if self.training:
                 dx = self.window.dx[-1][t0:t1]
@@ -145,7 +246,7 @@ class Pass:
         if self.training:
             g = self.model.grads.views
             product = whole(g["head.Wy"], rows(x), rows(block.array))
-            again = t0 > 0
+            again = self.chained or t1 < len(self.ids)
             for part in range(self.parts):
                 c0, c1 = share(self.model.vocab_size, part, self.parts, LINE)
                 bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
@@ -153,12 +254,16 @@ class Pass:
                 block.weights.append([*calls, bias])
         return block
 
+    def _backward(self) -> list[Phase]:
+        """The way back through layers and time."""
+        return [[self.window.backward_calls(s) for s in self.shares]]
+
     def _make_weights(self) -> None:
         self.weights: list[Item] = []
         for part in range(self.parts):
             calls = self.window.reductions(part, self.parts)
             for product in self.window.products():
-                calls += self._product_calls(product, part, False)
+                calls += self._product_calls(product, part, self.chained)
             self.weights.append(calls)
 
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
@@ -178,49 +283,19 @@ class Pass:
 
     # -- running --------------------------------------------------------------------------------
 
-    def of_length(self, T: int) -> Pass:
-        """This pass, or a shorter one on the same arrays."""
-        if len(self.ids) == T:
-            return self
-        if T not in self.shorter:
-            B = self.ids.shape[1]
-            self.shorter[T] = Pass(self.model, T, B, self.kind, self.dropout, like=self)
-        return self.shorter[T]
+    def _shortened(self, T: int, first: int) -> Self:
+        B = self.ids.shape[1]
+        return type(self)(self.model, T, B, self.kind, self.dropout, like=self, first=first)
 
     def phases(self) -> list[Phase]:
-        """All that a training step does up to the gradients."""
         blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
         pack, pack_back = self.stack.pack, self.stack.pack_back
-        return [pack, self.forward, *blocks, pack_back, self.backward, self.weights]
+        return [pack, self.forward, *blocks, pack_back, *self.backward, self.weights]
 
-    def set_state(self, state: State | None) -> None:
-        """Put the state (L, B, H) before the window; None is zero."""
-        names = self.model.cell.states
-        if state is not None and set(state) != set(names):
-            raise InputError(f"the state has {sorted(state)}: needed is {sorted(names)}")
-        for i, w in enumerate(self.window.w):
-            for name in names:
-                if state is None:
-                    w[name][0] = 0
-                    continue
-                given = np.asarray(state[name])
-                shape = (len(self.window.w), *w[name].shape[1:])
-                if given.shape != shape:
-                    raise InputError(f"state {name} has shape {given.shape}: needed is {shape}")
-                w[name][0] = given[i]
-
-    def state(self) -> State:
-        """The state after the window, (L, B, H) each."""
-        return {s: np.stack([w[s][-1] for w in self.window.w]) for s in self.model.cell.states}
-
-    def carry(self, before: Pass) -> None:
-        """Begin where the window ``before``, which may share the arrays, ended."""
-        for w, other in zip(self.window.w, before.window.w, strict=True):
-            for s in self.model.cell.states:
-                w[s][0] = other[s][-1]
+    def states_at(self, slot: int) -> list[Arrays]:
+        return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
 
     def set_dropout_key(self, seed: int, step: int) -> None:
-        """Choose the dropout masks of this step."""
         for i, key in enumerate(self.window.keys):
             key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
 
@@ -239,10 +314,9 @@ class Pass:
         self.run("losses", self.forward, *(block.losses for block in self.blocks))
 
     def run_gradients(self) -> float:
-        """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
         self.gradient_program.run()
         self.stack.version = -1
-        return float(self.losses.sum(dtype=np.float64)) / self.losses.size
+        return float(self.losses.sum(dtype=np.float64)) / self.count
 
     @cached_property
     def gradient_program(self) -> Program:

@@ -89,16 +89,26 @@ class Stack:
 class Window:
     """Work arrays and call lists for windows of T steps and B rows.
 
-    ``like`` lends its arrays to a shorter window.
+    Parameters
+    ----------
+    chained : the way back begins with the gradient of the final state that stands in ``dh0`` (and
+        ``dc0``), and the weights' gradients are added to what is there
+    like : lends its arrays to a shorter window
+
+    Attributes
+    ----------
+    w : each layer's work arrays
+    results : each layer's work arrays as `backward_calls` leave them
+    ways, places : (T, B), see `charrnn.cells.base` and `charrnn.kernels.dropout`
     """
 
     def __init__(
         self, stack: Stack, ids: np.ndarray, *, training: bool, dropout: float = 0.0,
-        like: Window | None = None,
+        chained: bool = False, like: Window | None = None,
     ):  # fmt: skip
         self.stack, self.ids, self.training = stack, ids, training
         self.T, self.B = ids.shape
-        self.like = like
+        self.chained, self.like = chained, like
         H, cell, config = stack.config.hidden_size, stack.cell, stack.config
         dtype = config.dtype
         self.threshold = np.uint32(min(round(dropout * 2**32), 2**32 - 1))
@@ -108,28 +118,35 @@ class Window:
             forward_only = (*cell.states, "gates")
             shapes = {n: s for n, s in shapes.items() if n in forward_only}
         self.arrays: Arrays = {}
+        shared = ("dh", "ways")  # a layer's dh is no longer needed when the one below gets its own
         self.w = [
-            {n: self._array(f"{i}.{n}" if n != "dh" else n, s) for n, s in shapes.items()}
+            {n: self.array(n if n in shared else f"{i}.{n}", s) for n, s in shapes.items()}
             for i in range(len(stack.p))
-        ]  # one dh will do: a layer's is no longer needed when the layer below gets its own
+        ]
+        self.results = self.w
+        if training:
+            self.ways = self.w[0]["ways"]
+            self.ways[:] = 1
+        self.places = np.arange(self.T * self.B, dtype=np.uint32).reshape(self.T, self.B)
         self.keys: list[Any] = like.keys if like else [np.zeros(1, np.uint32) for _ in self.w]
         self.x: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         self.dx: list[np.ndarray] = [np.empty((0, 0, 0), dtype)]
         if stack.embedding is not None:
             E = stack.embedding.shape[1]
-            self.x[0] = self._array("x0", (self.T, self.B, E))
+            self.x[0] = self.array("x0", (self.T, self.B, E))
             if training:
-                self.dx[0] = self._array("dx0", (self.T, self.B, E))
+                self.dx[0] = self.array("dx0", (self.T, self.B, E))
         shape = (self.T, self.B, H)
         for i, w in enumerate(self.w):
             if self.has_link(i):
-                self.x.append(self._array(f"x{i + 1}", shape))
+                self.x.append(self.array(f"x{i + 1}", shape))
             else:
                 self.x.append(w["h"][1:])
             if training:  # a residual link sends it two ways, others can use the layer's own
-                self.dx.append(self._array(f"dx{i + 1}", shape) if self.skips(i) else w["dh"])
+                self.dx.append(self.array(f"dx{i + 1}", shape) if self.skips(i) else w["dh"])
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A work array of zeros, or that of this name in the window that lends its arrays."""
         if name in self.arrays:
             return self.arrays[name]
         if self.like is None:
@@ -164,7 +181,7 @@ class Window:
             calls.append(stack.cell.forward(p, k, w, ids, part))
             if self.has_link(i):
                 skip = self.x[i] if self.skips(i) else np.empty((0, 0, 0), w["h"].dtype)
-                mask = (self.keys[i], self.threshold, self.scale)
+                mask = (self.places, self.keys[i], self.threshold, self.scale)
                 calls.append((link, (self.x[i + 1], w["h"][1:], skip, *mask, *part.rows)))
                 calls += part.join()
         return calls
@@ -176,9 +193,10 @@ class Window:
         for i in range(len(self.w) - 1, -1, -1):
             p, k, w = stack.p[i], stack.k[i], self.w[i]
             if self.has_link(i):
-                mask = (self.keys[i], self.threshold, self.scale)
+                mask = (self.places, self.keys[i], self.threshold, self.scale)
                 calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, *part.rows)))
-            calls += [(clear, (w[f"d{s}0"], *part.rows)) for s in stack.cell.states]
+            if not self.chained:
+                calls += [(clear, (w[f"d{s}0"], *part.rows)) for s in stack.cell.states]
             calls += part.join()
             calls.append(stack.cell.backward(p, k, w, part))
             if not stack.reads_ids(i):
@@ -194,7 +212,7 @@ class Window:
         """The products that give the weights' gradients."""
         stack = self.stack
         found: list[Product] = []
-        for i, (g, w) in enumerate(zip(stack.g, self.w, strict=True)):
+        for i, (g, w) in enumerate(zip(stack.g, self.results, strict=True)):
             found += stack.cell.weight_products(g, w)
             if not stack.reads_ids(i):
                 found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
@@ -202,22 +220,22 @@ class Window:
 
     def reductions(self, part: int, parts: int) -> list[Call]:
         """The other gradients; each is cut by columns and this is one part of them."""
-        stack = self.stack
+        stack, again = self.stack, self.chained
         calls: list[Call] = []
 
         def cut(gradient: np.ndarray) -> tuple[int, int]:
             return share(gradient.shape[-1], part, parts, LINE)
 
-        for i, (g, w) in enumerate(zip(stack.g, self.w, strict=True)):
+        for i, (g, w) in enumerate(zip(stack.g, self.results, strict=True)):
             c0, c1 = cut(g["b"])
             if stack.reads_ids(i):
-                calls.append((scatter, (g["Wx"], self.ids, w["gates"], c0, c1)))
+                calls.append((scatter, (g["Wx"], self.ids, w["gates"], c0, c1, again)))
                 # Each row reads one character, so the bias's gradient is the sum over characters.
                 calls.append((column_sums, (g["b"], g["Wx"], c0, c1, 0, False)))
             else:
-                calls.append((column_sums, (g["b"], rows(w["gates"]), c0, c1, 0, False)))
+                calls.append((column_sums, (g["b"], rows(w["gates"]), c0, c1, 0, again)))
             if part == 0:
-                calls += stack.cell.reductions(g, w)
+                calls += stack.cell.reductions(g, w, again)
         if (gradient := stack.d_embedding) is not None:
-            calls.append((scatter, (gradient, self.ids, self.dx[0], *cut(gradient))))
+            calls.append((scatter, (gradient, self.ids, self.dx[0], *cut(gradient), again)))
         return calls

@@ -188,11 +188,11 @@ class Run:
         _, index = self.streams.position(self.progress.step)
         ids, targets = self.streams.window(index)
         window = self.window.of_length(len(ids))
-        window.ids[:], window.targets[:] = ids, targets
+        window.load(ids, targets)
         if index == 0:
             window.set_state(None)
         else:
-            window.carry(self._before)
+            window.carry(self._before, len(self._before.ids))
         self._before = window
         window.set_dropout_key(self.config.train.seed, self.progress.step)
         loss = window.run_gradients()

@@ -66,7 +66,7 @@ def train(model: Model, data: Window, step: int = 3) -> tuple[float, Pass]:
 
 
 def fill_and_run(run: Pass, data: Window, step: int = 3) -> float:
-    run.ids[:], run.targets[:] = data.ids, data.targets
+    run.load(data.ids, data.targets)
     run.set_state(data.state)
     run.set_dropout_key(1, step)
     return run.run_gradients()
@@ -87,7 +87,7 @@ def masks(run: Pass) -> list[np.ndarray]:
     none = np.empty((0, 0, 0), run.model.config.dtype)
     for key, w in zip(window.keys, window.w, strict=True):
         mask, ones = np.zeros_like(w["dh"]), np.ones_like(w["dh"])
-        link(mask, ones, none, key, window.threshold, window.scale, 0, mask.shape[1])
+        link(mask, ones, none, window.places, key, window.threshold, window.scale, 0, mask.shape[1])
         found.append(mask)
     return found
 

@@ -12,8 +12,8 @@ twin in ``tests/naive.py``. Its kernels follow one pattern:
     forward    gates[t] holds x_t Wx + b on entry (or is gathered from Wx by id), gets
                h_(t-1) Wh added, becomes the gates' values, and h[t+1] is written;
     backward   from the last step to the first, dh[t] (the gradient of h[t+1] from above) gets the
-               recurrent part added, and gates[t] is replaced by the gradient before the
-               non-linearity.
+               recurrent part, times ways[t], added, and gates[t] is replaced by the gradient before
+               the non-linearity.
 
 The gradients of the weights are products over all T*B rows, which `weight_products` names.
 """
@@ -61,13 +61,18 @@ class Cell(ABC):
 
     ``p`` holds a layer's weights, ``k`` what `packing` made of them, ``w`` the work arrays of a
     window: ``h`` (T+1, B, H) and for some cells ``c``; ``gates`` (T, B, buffer width); ``dh``
-    (T, B, H); ``dh0`` (and ``dc``) (B, H), the gradient of the state that leaves the window on
-    entry of `backward` and of the one that enters it on return.
+    (T, B, H); ``dh0`` (and ``dc0``) (B, H), the gradient of the state that leaves the window on
+    entry of `backward` and of the one that enters it on return; ``ways`` (T, B), by which the
+    gradient that comes back into the state after a step is multiplied: 1, or 0 where it is cut.
     """
 
     name: ClassVar[str]
     gates: ClassVar[int]
     states: ClassVar[tuple[str, ...]] = ("h",)
+    reads: ClassVar[tuple[str, ...]] = ("gates",)
+    """Work arrays of the way there that `backward` reads, beside what it returns in them."""
+    leaves: ClassVar[tuple[str, ...]] = ("gates",)
+    """Work arrays (T, B, .) in which `backward` leaves what the weights' gradients are made of."""
     torch_module: ClassVar[str] = ""
     activations: ClassVar[tuple[str, ...]] = ("tanh",)
 
@@ -86,7 +91,7 @@ class Cell(ABC):
         """Shape of every work array of a window that is trained."""
         shapes = {s: (T + 1, B, H) for s in self.states}
         shapes |= {"gates": (T, B, self.gates * H), "dh": (T, B, H)}
-        return shapes | {f"d{s}0": (B, H) for s in self.states}
+        return shapes | {"ways": (T, B)} | {f"d{s}0": (B, H) for s in self.states}
 
     def packing(self, p: Arrays, operands: str, gradient: bool) -> Packing:
         """The recurrent weights, packed as type ``operands``; with ``gradient`` both ways."""
@@ -109,8 +114,8 @@ class Cell(ABC):
         T = len(w["gates"])
         return [whole(g["Wh"], rows(w["h"][:T]), rows(w["gates"]))]
 
-    def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
-        """Calls for gradients that are neither products nor the bias ``b``."""
+    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
+        """Calls for gradients that are neither products nor the bias ``b``; they may be added."""
         return []
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:

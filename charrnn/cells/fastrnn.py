@@ -39,7 +39,7 @@ def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1, arrivals, seat):
+def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients.
 
     sums (T, B, 2): each row's part of the gradients of alpha and beta.
@@ -50,9 +50,9 @@ def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1, arrivals, seat):
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, m1 - m0, H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
-            a, h0, d, carry = gates[t, r], h[t, r], dh[t, r], dh0[r]
+            a, h0, d, carry, way = gates[t, r], h[t, r], dh[t, r], dh0[r], ways[t, r]
             for j in range(H):
-                d[j] += carry[j]
+                d[j] += way * carry[j]
             to_alpha = to_beta = d[0] - d[0]
             for j in range(H):  # h_t = beta h_(t-1) + alpha a
                 to_alpha += d[j] * a[j]
@@ -69,11 +69,12 @@ def backward(dh, dh0, sums, gates, h, alpha, beta, WhT, r0, r1, arrivals, seat):
 
 
 @kernel
-def _add_up(dalpha, dbeta, sums):
-    """The gradients of alpha and beta from all rows, in the order of t, then r."""
-    dalpha[0] = dbeta[0] = 0
-    for t in range(sums.shape[0]):
-        for r in range(sums.shape[1]):
+def _add_up(dalpha, dbeta, sums, accumulate):
+    """Add to the gradients of alpha and beta those of all rows, from the last step to the first."""
+    if not accumulate:
+        dalpha[0] = dbeta[0] = 0
+    for t in range(sums.shape[0] - 1, -1, -1):
+        for r in range(sums.shape[1] - 1, -1, -1):
             dalpha[0] += sums[t, r, 0]
             dbeta[0] += sums[t, r, 1]
 
@@ -83,6 +84,8 @@ class FastRNN(Cell):
 
     name = "fastrnn"
     gates = 1
+    reads = ("gates", "h")
+    leaves = ("gates", "sums")
 
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().shapes(D, H) | {"alpha": (1,), "beta": (1,)}
@@ -98,11 +101,11 @@ class FastRNN(Cell):
         return forward, (w["h"], w["gates"], ids, *weights, *part)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
-        arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"])
+        arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"], w["ways"])
         return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], *part)
 
-    def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
-        return [(_add_up, (g["alpha"], g["beta"], w["sums"]))]
+    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
+        return [(_add_up, (g["alpha"], g["beta"], w["sums"], accumulate))]
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         return super().to_torch(p, gradients) | {"alpha": p["alpha"], "beta": p["beta"]}

@@ -54,7 +54,7 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
+def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
@@ -67,8 +67,9 @@ def backward(dh, dh0, gates, h, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             h0, d, carry = h[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
+            way = ways[t, r]
             for j in range(u1 - u0):
-                d[j] += carry[j]
+                d[j] += way * carry[j]
             for j in range(u1 - u0):  # h_t = (1 - z) n + z h_(t-1)
                 carry[j] = d[j] * z[j]
             for j in range(u1 - u0):
@@ -93,6 +94,7 @@ class GRU(Cell):
 
     name = "gru"
     gates = 3
+    reads = ("gates", "h")
     torch_module = "GRU"
 
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
@@ -111,8 +113,8 @@ class GRU(Cell):
         return forward, (*arrays, *part)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
-        arrays = (w["dh"], w["dh0"], w["gates"], w["h"], k["Wh_rzT"], k["Wh_nT"])
-        return backward, (*arrays, *part)
+        arrays = (w["dh"], w["dh0"], w["gates"], w["h"], w["ways"])
+        return backward, (*arrays, k["Wh_rzT"], k["Wh_nT"], *part)
 
     def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:
         T, H = len(w["gates"]), len(g["Wh"])
@@ -122,9 +124,9 @@ class GRU(Cell):
             Product(g["Wh"], h, gates, 2 * H, 3 * H, H),  # the columns of q
         ]
 
-    def reductions(self, g: Arrays, w: Arrays) -> list[Call]:
+    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
         H = len(g["Wh"])
-        return [(column_sums, (g["bhn"], rows(w["gates"]), 0, H, 3 * H, False))]
+        return [(column_sums, (g["bhn"], rows(w["gates"]), 0, H, 3 * H, accumulate))]
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         H = len(p["Wh"])

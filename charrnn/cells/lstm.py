@@ -51,7 +51,7 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, dc, gates, c, WhT, r0, r1, arrivals, seat):
+def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0, dc (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     tanh_c, di = np.empty(H, dh.dtype), np.empty(H, dh.dtype)
@@ -63,13 +63,13 @@ def backward(dh, dh0, dc, gates, c, WhT, r0, r1, arrivals, seat):
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             c0, c1, m = c[t, r, u0:u1], c[t + 1, r, u0:u1], dc[r, u0:u1]
-            d, carry = dh[t, r, u0:u1], dh0[r, u0:u1]
+            d, carry, way = dh[t, r, u0:u1], dh0[r, u0:u1], ways[t, r]
             for j in range(u1 - u0):
-                d[j] += carry[j]
+                d[j] += way * carry[j]
             for j in range(u1 - u0):
                 tanh_c[j] = tanh(c1[j])
             for j in range(u1 - u0):  # h_t = o tanh(c_t)
-                m[j] += d[j] * o[j] * (one - tanh_c[j] * tanh_c[j])
+                m[j] = way * m[j] + d[j] * o[j] * (one - tanh_c[j] * tanh_c[j])
             for j in range(u1 - u0):
                 o[j] = d[j] * tanh_c[j] * o[j] * (one - o[j])
             for j in range(u1 - u0):  # c_t = f c_(t-1) + i g
@@ -92,6 +92,7 @@ class LSTM(Cell):
     name = "lstm"
     gates = 4
     states = ("h", "c")
+    reads = ("gates", "c")
     torch_module = "LSTM"
 
     def initialize(self, p: Arrays) -> None:
@@ -103,7 +104,8 @@ class LSTM(Cell):
         return forward, (w["h"], w["c"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], *part)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
-        return backward, (w["dh"], w["dh0"], w["dc0"], w["gates"], w["c"], k["WhT"], *part)
+        arrays = (w["dh"], w["dh0"], w["dc0"], w["gates"], w["c"], w["ways"])
+        return backward, (*arrays, k["WhT"], *part)
 
 
 CELL = LSTM

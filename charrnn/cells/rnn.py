@@ -45,7 +45,7 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, gates, WhT, activation, r0, r1, arrivals, seat):
+def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     zero, one = dh.dtype.type(0), dh.dtype.type(1)
@@ -54,8 +54,9 @@ def backward(dh, dh0, gates, WhT, activation, r0, r1, arrivals, seat):
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             a, d, carry = gates[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
+            way = ways[t, r]
             for j in range(u1 - u0):
-                d[j] += carry[j]
+                d[j] += way * carry[j]
             if activation == TANH:
                 for j in range(u1 - u0):
                     a[j] = d[j] * (one - a[j] * a[j])
@@ -86,7 +87,7 @@ class RNN(Cell):
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         code = CODES[self.activation]
-        return backward, (w["dh"], w["dh0"], w["gates"], k["WhT"], code, *part)
+        return backward, (w["dh"], w["dh0"], w["gates"], w["ways"], k["WhT"], code, *part)
 
 
 CELL = RNN

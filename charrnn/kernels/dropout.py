@@ -1,7 +1,8 @@
 """What stands between two layers: residual link and dropout, and the way back through both.
 
 A mask is never stored. Whether an element is dropped is a hash of the step's key and the element's
-index in (T, B, H), computed anew on the way back: it depends on neither threads nor history.
+index, computed anew on the way back: it depends on neither threads nor history. ``places`` (T, B)
+uint32 are the rows' numbers among all rows of a training step.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def _kept(index, key, threshold):
 
 
 @kernel
-def link(out, h, skip, key, threshold, scale, r0, r1):
+def link(out, h, skip, places, key, threshold, scale, r0, r1):
     """``out = mask * (h + skip)``, all (T, B, H); an empty ``skip`` is no link.
 
     ``key`` (1,) uint32 is the step's; elements whose hash is below ``threshold`` (uint32) become
     zero, the others are multiplied by ``scale``; threshold 0 drops nothing.
     """
-    T, B, H = out.shape
+    T, _, H = out.shape
     zero = scale - scale
     for t in range(T):
         for r in range(r0, r1):
@@ -45,24 +46,24 @@ def link(out, h, skip, key, threshold, scale, r0, r1):
                 for j in range(H):
                     row[j] = source[j]
             if threshold > 0:
-                start = (t * B + r) * H
+                start = places[t, r] * u32(H)
                 for j in range(H):
                     row[j] = row[j] * scale if _kept(start + j, key[0], threshold) else zero
 
 
 @kernel
-def unlink(dh, dout, key, threshold, scale, r0, r1):
+def unlink(dh, dout, places, key, threshold, scale, r0, r1):
     """Undo `link`: ``dout`` is masked in place and copied to ``dh``; a skip gets it from there.
 
     Without a skip both may be the same array.
     """
-    T, B, H = dout.shape
+    T, _, H = dout.shape
     zero = scale - scale
     for t in range(T):
         for r in range(r0, r1):
             row, d = dout[t, r], dh[t, r]
             if threshold > 0:
-                start = (t * B + r) * H
+                start = places[t, r] * u32(H)
                 for j in range(H):
                     row[j] = row[j] * scale if _kept(start + j, key[0], threshold) else zero
             for j in range(H):

@@ -49,7 +49,8 @@ def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
 
     ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
     shift + N) with contiguous rows; R is all rows of a window. ``scratch`` has `scratch_size`
-    elements; if it holds pairs of bfloat16, A and D are rounded to such.
+    elements; if it holds pairs of bfloat16, A and D are rounded to such. Rows are added in blocks
+    of `DEPTH` from row 0, the last block first: the way back may come in several pieces.
     """
     A, D = A[:, m0:m1], D[:, c0 + shift : c1 + shift]
     if scratch.dtype == np.uint32:
@@ -148,7 +149,8 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
         D_panels = scratch[:room].reshape(2, K, width)
         A_tiles = scratch[room : room + tiles * K * ROWS].reshape(tiles, K, ROWS)
         ahead = -(-DEPTH // max(1, tiles))
-        for r0 in range(0, R, DEPTH):
+        newest = (R - 1) // DEPTH * DEPTH
+        for r0 in range(newest, -1, -DEPTH):
             depth = min(DEPTH, R - r0)
             pack_rows(A_tiles, A[r0 : r0 + depth], m0, m1)
             j0 = c0
@@ -156,8 +158,8 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
                 columns = _columns(c1 - j0, width, width)
                 P, n = D_panels[: -(-columns // width)], j0 + shift
                 pack(P, D[r0 : r0 + depth], n, n + columns)
-                next_r, next_j = (r0, j0 + columns) if j0 + columns < c1 else (r0 + DEPTH, c0)
-                last, next_j = min(next_r + DEPTH, R), next_j + shift
+                next_r, next_j = (r0, j0 + columns) if j0 + columns < c1 else (r0 - DEPTH, c0)
+                last, next_j = min(next_r + DEPTH, R) if next_r >= 0 else next_r, next_j + shift
                 for i in range(tiles):
                     m = m0 + i * ROWS
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
@@ -165,7 +167,7 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
                     tile(
                         C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
                         P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
-                        accumulate or r0 > 0,
+                        accumulate or r0 < newest,
                     )  # fmt: skip
                 j0 += columns
 

@@ -48,12 +48,17 @@ def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
 
     losses (T, B); logits (T, B, V), which become ``scale * (softmax(logits) - onehot(target))``,
     the gradient of ``scale * sum(losses)``, if ``gradient`` is set, else garbage; targets (T, B)
-    int32. The maximum is subtracted first, so that no logit overflows.
+    int32, where a negative one has no loss; scale (1,). The maximum is subtracted first, so that no
+    logit overflows.
     """
     for t in range(logits.shape[0]):
         for r in range(r0, r1):
             row = logits[t, r]
             target = targets[t, r]
+            if target < 0:
+                losses[t, r] = 0
+                row[:] = 0
+                continue
             top = maximum(row)
             above = row[target] - top
             for j in range(row.size):
@@ -61,22 +66,22 @@ def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
             exps = total(row)
             losses[t, r] = np.log(exps) - above
             if gradient:
-                factor = scale / exps
+                factor = scale[0] / exps
                 for j in range(row.size):
                     row[j] *= factor
-                row[target] -= scale
+                row[target] -= scale[0]
 
 
 @kernel
 def column_sums(out, x, c0, c1, shift, accumulate):
     """``out[c0:c1] = sum over rows of x[:, c0 + shift : c1 + shift]``, or ``+=``. x (R, N).
 
-    The gradient of a bias.
+    The gradient of a bias, from the last row to the first.
     """
     sums = out[c0:c1]
     if not accumulate:
         sums[:] = 0
-    for r in range(x.shape[0]):
+    for r in range(x.shape[0] - 1, -1, -1):
         row = x[r, c0 + shift : c1 + shift]
         for j in range(sums.size):
             sums[j] += row[j]
