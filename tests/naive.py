@@ -1,7 +1,7 @@
-"""The slow oracle: every cell, the whole network and every update rule in plain NumPy.
+"""The slow oracle: every cell, the whole network, its gradient's components and every update rule.
 
-Nothing here is fast and nothing comes from ``charrnn``: one gate and one time step after the
-other, in float64, written so that it can be checked against a textbook by eye.
+Nothing here is fast and nothing comes from ``charrnn``: plain NumPy, one gate and one time step
+after the other, in float64, written so that it can be checked against a textbook by eye.
 
 Sizes: ``T`` time steps, ``B`` batch rows, ``V`` vocabulary, ``E`` embedding width, ``D`` input
 width of a layer, ``H`` hidden, ``L`` layers, ``G`` gates per unit. ``dX`` is dLoss/dX and has the
@@ -312,10 +312,11 @@ def network_backward(
     cache: Any,
     dlogits: Array,
     dstates: Sequence[Mapping[str, Any]] | None = None,
-) -> tuple[Arrays, list[Arrays]]:
-    """Gradients of all parameters, and of each layer's initial state.
+) -> tuple[Arrays, Array, list[Arrays]]:
+    """Gradients of all parameters, of the input, and of each layer's initial state.
 
-    ``dstates`` are the gradients of the final states; None means zero.
+    The input's is (T, B, V) for a one-hot input, (T, B, E) for an embedding. ``dstates`` are the
+    gradients of the final states; None means zero.
     """
     params = float64(params)
     cell, ids, layers, x = cache
@@ -337,7 +338,7 @@ def network_backward(
         dinitials.insert(0, dinitial)
     if "embedding" in params:
         np.add.at(grads["embedding"], ids, dx)  # (1)
-    return grads, dinitials
+    return grads, dx, dinitials
 
 
 def cross_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -361,8 +362,102 @@ def network_gradients(
     """
     logits, finals, cache = network_forward(params, ids, states, **options)
     nats, dlogits = cross_entropy(logits, targets)
-    grads, dinitials = network_backward(params, cache, dlogits)
+    grads, _, dinitials = network_backward(params, cache, dlogits)
     return float(nats.mean()), grads, finals, dinitials
+
+
+# --- The gradient's way through time ----------------------------------------------------------
+
+
+def components(
+    params: Mapping[str, Any],
+    ids: Array,
+    targets: Array,
+    states: Sequence[Mapping[str, Any]],
+    *,
+    masks: Sequence[Array] | None = None,
+    **options: Any,
+) -> list[list[Arrays]]:
+    """``terms[l][e]``: the part of step e <= l in the gradient of the loss at time l.
+
+    The loss at time l is the sum over the batch rows, in nats. Imagine that every time step had
+    its own copy of all parameters: a term is the gradient with respect to the copy of step e, all
+    others held. The head's is zero for e < l. Beside the parameters, ``"input"`` is the gradient
+    with respect to what the network reads at e: (B, V) for a one-hot input, (B, E) for an
+    embedding. ``masks`` and ``options`` are those of `network_forward`.
+    """
+    caches, dlogits = [], []
+    for t in range(len(ids)):  # every step is a window of its own
+        now = slice(t, t + 1)
+        dropout = None if masks is None else [mask[now] for mask in masks]
+        logits, states, cache = network_forward(params, ids[now], states, masks=dropout, **options)
+        _, dmean = cross_entropy(logits, targets[now])
+        caches.append(cache)
+        dlogits.append(dmean * targets[now].size)
+    terms = []
+    for loss in range(len(ids)):
+        terms_of_loss: list[Arrays] = []
+        dlogit, dstates = dlogits[loss], None
+        for step in reversed(range(loss + 1)):
+            grads, dx, dstates = network_backward(params, caches[step], dlogit, dstates)
+            terms_of_loss.insert(0, {**grads, "input": dx[0]})
+            dlogit = np.zeros_like(dlogit)  # earlier steps are reached through the states only
+        terms.append(terms_of_loss)
+    return terms
+
+
+def weighted_sum(terms: Sequence[Sequence[Arrays]], weights: Array) -> Arrays:
+    """The sum over l and e of ``weights[l, e] * terms[l][e]``.
+
+    The steps share the parameters, but each has its own input: ``"input"`` is (T, B, D).
+    """
+    T = len(terms)
+
+    def of_step(step: int, name: str) -> Array:
+        return sum(weights[loss, step] * terms[loss][step][name] for loss in range(step, T))
+
+    apart = {name: np.stack([of_step(step, name) for step in range(T)]) for name in terms[0][0]}
+    return {name: a if name == "input" else a.sum(axis=0) for name, a in apart.items()}
+
+
+# What a truncation strategy keeps: weights (T, T), loss l in the row, step e in the column.
+
+
+def full_weights(T: int) -> Array:
+    """Every loss is sent back to the first step."""
+    return np.tri(T)
+
+
+def truncated_weights(T: int, window: int) -> Array:
+    """Every loss is sent back to the start of its window of ``window`` steps."""
+    windows = np.arange(T) // window
+    return np.tri(T) * (windows[:, None] == windows)
+
+
+def sliding_weights(T: int, k1: int, k2: int) -> Array:
+    """Williams and Peng (1990): every k1 steps, the newest k1 losses are sent back k2 >= k1 steps.
+
+    The newest loss's own step is the first of the k2. The last losses may be fewer than k1; their
+    k2 steps are then counted from the end of the text.
+    """
+    weights = np.zeros((T, T))
+    for start in range(0, T, k1):
+        end = min(start + k1, T)
+        weights[start:end, max(end - k2, 0) : end] = 1
+    return weights * np.tri(T)
+
+
+def weighted_links(ways: Array) -> Array:
+    """Tallec and Ollivier (2017): the gradient on its way from step t + 1 to t is times ways[t].
+
+    Randomised truncation draws ways[t] = 0 with probability 1 - p, else 1/p: its mean is 1.
+    """
+    T = len(ways)
+    weights = np.zeros((T, T))
+    for loss in range(T):
+        for step in range(loss + 1):
+            weights[loss, step] = np.prod(ways[step:loss])
+    return weights
 
 
 # --- Clipping and update rules ----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ each_network = pytest.mark.parametrize("network", NETWORKS)
 def relative_error(a: Any, b: Any) -> float:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     assert a.shape == b.shape
+    if not b.any():  # dead units, the head's components of earlier steps
+        return np.inf if a.any() else 0.0
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
@@ -94,7 +97,9 @@ def test_layer_gradients_are_central_differences(cell: str, activation: str) -> 
     assert_close(grads, numerical(loss, {**params, **inputs}), 1e-6)
 
 
-def network_case(cell: str, network: str) -> tuple[naive.Arrays, list[naive.Arrays], Any, Any, Any]:
+def network_case(
+    cell: str, network: str, L: int = L, B: int = B
+) -> tuple[naive.Arrays, list[naive.Arrays], Any, Any, Any]:
     """Random parameters, initial states, ids, targets, and the options of `network_forward`."""
     choice, rng = NETWORKS[network], np.random.default_rng(1)
     params = draw(rng, naive.network_shapes(cell, V, H, L, choice["E"]))
@@ -177,6 +182,208 @@ def test_textbook_example() -> None:
     )
     powers = [[2.0 ** (t - j) if j <= t else 0.0 for j in range(5)] for t in range(5)]
     np.testing.assert_array_equal(out[:, 0], powers)
+
+
+# --- The gradient's way through time ----------------------------------------------------------
+
+# Network, layers, batch rows.
+SIZES = [("one-hot", 1, 1), ("one-hot residual", 2, 3), ("embedding", 1, 3)]
+SIZES += [("embedding residual", 1, 3), ("embedding residual", 2, 1), ("embedding residual", 2, 3)]
+each_size = pytest.mark.parametrize(("network", "L", "B"), SIZES)
+
+
+def components_case(cell: str, activation: str, network: str, L: int, B: int) -> tuple[Any, Any]:
+    """What `network_forward` and `components` take: their arguments and their options."""
+    params, states, ids, targets, options = network_case(cell, network, L, B)
+    return (params, ids, targets, states), {"cell": cell, "activation": activation, **options}
+
+
+def cut(options: dict[str, Any], window: slice) -> dict[str, Any]:
+    """The options of `network_forward` for some of the steps."""
+    return {**options, "masks": [mask[window] for mask in options["masks"]]}
+
+
+def add(total: naive.Arrays, more: naive.Arrays) -> naive.Arrays:
+    return {name: total.get(name, 0.0) + a for name, a in more.items()}
+
+
+@each_kind
+@each_size
+def test_components_sum_to_the_gradient(
+    cell: str, activation: str, network: str, L: int, B: int
+) -> None:
+    case, options = components_case(cell, activation, network, L, B)
+    terms = naive.components(*case, **options)
+    assert [len(terms_of_loss) for terms_of_loss in terms] == [1, 2, 3, 4, 5, 6]
+    got = naive.weighted_sum(terms, naive.full_weights(T))
+    assert got.pop("input").shape[:2] == (T, B)
+    _, mean, _, _ = naive.network_gradients(*case, **options)
+    assert_close(got, {name: T * B * g for name, g in mean.items()}, 1e-10)
+
+
+def test_components_without_masks_have_no_dropout() -> None:
+    case, options = components_case("lstm", "tanh", "one-hot", 2, 3)
+    assert all((mask == 1).all() for mask in options["masks"])
+    want = naive.components(*case, **options)
+    got = naive.components(*case, **{**options, "masks": None})
+    for e, loss in itertools.combinations_with_replacement(range(T), 2):
+        assert_close(got[loss][e], want[loss][e], 1e-15)
+
+
+@each_kind
+@each_size
+def test_components_are_central_differences(
+    cell: str, activation: str, network: str, L: int, B: int
+) -> None:
+    case, options = components_case(cell, activation, network, L, B)
+    params, ids, targets, states = case
+    terms = naive.components(*case, **options)
+
+    def losses(e: int, changes: naive.Arrays) -> naive.Array:
+        """The losses of all times if some arrays change at step e and nowhere else."""
+        nats, now = [], states
+        for t in range(T):
+            change = changes if t == e else {}
+            p = {name: a + change.get(name, 0.0) for name, a in params.items()}
+            x = p.get("embedding", np.eye(V))[ids[t]] + change.get("input", 0.0)
+            p["embedding"] = x  # every batch row reads a row of its own: the input changes freely
+            here = slice(t, t + 1)
+            logits, now, _ = naive.network_forward(p, np.arange(B)[None], now, **cut(options, here))
+            nats.append(naive.cross_entropy(logits, targets[here])[0].sum())
+        return np.array(nats)
+
+    # Along one random direction: the layer test has seen every element.
+    rng, eps = np.random.default_rng(2), 1e-5
+    for e, name in itertools.product(range(T), terms[0][0]):
+        direction = rng.normal(size=terms[0][0][name].shape)
+        above, below = (losses(e, {name: sign * eps * direction}) for sign in (1, -1))
+        slopes = (above - below) / (2 * eps)
+        np.testing.assert_array_equal(slopes[:e], 0)  # no loss feels what comes after it
+        for loss in range(e, T):
+            term, rounding = terms[loss][e][name], 4 * np.spacing(above[loss]) / eps
+            scale = np.linalg.norm(term) * np.linalg.norm(direction)
+            error = abs((term * direction).sum() - slopes[loss])
+            assert error < 1e-6 * scale + rounding, (loss, e, name)
+
+
+@each_kind
+@each_size
+@pytest.mark.parametrize("window", [1, 2, 4, 9])  # 4: the last window is shorter
+def test_truncated_is_window_by_window(
+    cell: str, activation: str, network: str, L: int, B: int, window: int
+) -> None:
+    case, options = components_case(cell, activation, network, L, B)
+    params, ids, targets, states = case
+    weights = naive.truncated_weights(T, window)
+    got = naive.weighted_sum(naive.components(*case, **options), weights)
+    del got["input"]
+    want: naive.Arrays = {}
+    for start in range(0, T, window):
+        here = slice(start, start + window)
+        _, mean, states, _ = naive.network_gradients(
+            params, ids[here], targets[here], states, **cut(options, here)
+        )
+        want = add(want, {name: targets[here].size * g for name, g in mean.items()})
+    assert_close(got, want, 1e-10)
+
+
+@each_kind
+@pytest.mark.parametrize(("k1", "k2"), [(1, 1), (1, 3), (2, 3), (2, 4), (4, 5), (3, 9), (6, 6)])
+def test_sliding_sends_the_newest_losses_back(cell: str, activation: str, k1: int, k2: int) -> None:
+    case, options = components_case(cell, activation, "embedding residual", 2, 3)
+    params, ids, targets, states = case
+    weights = naive.sliding_weights(T, k1, k2)
+    got = naive.weighted_sum(naive.components(*case, **options), weights)
+    dinput = np.zeros_like(got["input"])
+    want: naive.Arrays = {}
+    for start in range(0, T, k1):
+        end = min(start + k1, T)
+        before, here = slice(max(end - k2, 0)), slice(max(end - k2, 0), end)
+        now = states
+        if before.stop:
+            _, now, _ = naive.network_forward(params, ids[before], now, **cut(options, before))
+        logits, _, cache = naive.network_forward(params, ids[here], now, **cut(options, here))
+        nats, dlogits = naive.cross_entropy(logits, targets[here])
+        dlogits[: start - end] = 0  # the older losses of this stretch have had their turn
+        grads, dx, _ = naive.network_backward(params, cache, nats.size * dlogits)
+        want = add(want, grads)
+        dinput[here] += dx
+    assert_close(got, {**want, "input": dinput}, 1e-10)
+
+
+@each_kind
+@each_size
+def test_weighted_links_scale_the_way_back(
+    cell: str, activation: str, network: str, L: int, B: int
+) -> None:
+    case, options = components_case(cell, activation, network, L, B)
+    params, ids, targets, states = case
+    ways = np.array([1.5, 0.7, 0.0, 3.0, -2.0, 99.0])  # nothing comes back to the last step
+    got = naive.weighted_sum(naive.components(*case, **options), naive.weighted_links(ways))
+
+    caches, dlogits = [], []
+    for t in range(T):
+        here = slice(t, t + 1)
+        logits, states, cache = naive.network_forward(
+            params, ids[here], states, **cut(options, here)
+        )
+        caches.append(cache)
+        dlogits.append(B * naive.cross_entropy(logits, targets[here])[1])
+    want: naive.Arrays = {}
+    dstates, dinput = naive.zero_states(cell, L, B, H), []
+    for t in reversed(range(T)):
+        dstates = [{name: ways[t] * d for name, d in state.items()} for state in dstates]
+        grads, dx, dstates = naive.network_backward(params, caches[t], dlogits[t], dstates)
+        want = add(want, grads)
+        dinput.insert(0, dx[0])
+    assert_close(got, {**want, "input": np.stack(dinput)}, 1e-10)
+
+
+def test_weights_of_the_strategies() -> None:
+    def picture(weights: naive.Array) -> list[str]:
+        assert set(np.unique(weights)) <= {0, 1}
+        return ["".join(".x"[int(w)] for w in row) for row in weights]
+
+    assert picture(naive.full_weights(3)) == ["x..", "xx.", "xxx"]
+    assert picture(naive.truncated_weights(5, 2)) == ["x....", "xx...", "..x..", "..xx.", "....x"]
+    assert picture(naive.sliding_weights(5, 1, 2)) == ["x....", "xx...", ".xx..", "..xx.", "...xx"]
+    assert picture(naive.sliding_weights(5, 2, 3)) == ["x....", "xx...", ".xx..", ".xxx.", "..xxx"]
+    for window in (1, 2, 3, 6, 7):
+        truncated = naive.truncated_weights(6, window)
+        np.testing.assert_array_equal(truncated, naive.sliding_weights(6, window, window))
+        cuts = (np.arange(1, 7) % window != 0) * 1.0  # a cut after every window
+        np.testing.assert_array_equal(truncated, naive.weighted_links(cuts))
+    np.testing.assert_array_equal(naive.full_weights(7), naive.sliding_weights(7, 3, 7))
+    np.testing.assert_array_equal(
+        naive.weighted_links(np.array([2.0, 3.0, 5.0])), [[1, 0, 0], [2, 1, 0], [6, 3, 1]]
+    )
+
+
+# Steps since the last cut -> the probability that the link is kept.
+KEPT: dict[str, Callable[[int], float]] = {
+    "constant": lambda age: 0.25,
+    "by age": lambda age: [0.5, 0.125, 0.25, 0.5][age],
+    "spares the first": lambda age: 1.0 if age < 2 else 0.5,
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+@pytest.mark.parametrize("backward", [False, True])  # the age may count either way
+def test_randomised_truncation_has_the_full_gradient_as_its_mean(kept: str, backward: bool) -> None:
+    T, mean, plain, total = 5, 0.0, 0.0, 0.0
+    for pattern in itertools.product([False, True], repeat=T - 1):
+        probability, ways, age = 1.0, np.ones(T), 0
+        for t in reversed(range(T - 1)) if backward else range(T - 1):
+            p = KEPT[kept](age)
+            probability *= p if pattern[t] else 1 - p
+            ways[t] = 1 / p if pattern[t] else 0.0
+            age = age + 1 if pattern[t] else 0
+        mean = mean + probability * naive.weighted_links(ways)
+        plain = plain + probability * naive.weighted_links(np.sign(ways))
+        total += probability
+    assert total == 1  # all numbers here are powers of two: no rounding
+    np.testing.assert_array_equal(mean, naive.full_weights(T))
+    assert np.all(plain[T - 1, : T - 3] < 1)  # without 1/p the far steps are too small
 
 
 # --- Fixtures: no torch needed ----------------------------------------------------------------
@@ -268,6 +475,21 @@ def torch_layer(cell: str, activation: str, p: Any, x: Any, state: Any) -> tuple
     return torch.stack(outputs), {"h": h}
 
 
+def torch_network(
+    p: Any, x: Any, states: list[Any], *, cell: str, activation: str, residual: bool, masks: Any
+) -> tuple[Any, list[Any]]:
+    """Logits and final states. ``x`` is the input (T, B, D); a one-hot one is never H wide here."""
+    torch = pytest.importorskip("torch")
+    finals = []
+    for n, (state, mask) in enumerate(zip(states, masks, strict=True)):
+        y, final = torch_layer(cell, activation, naive.layer_params(p, n), x, state)
+        if residual and x.shape == y.shape:
+            y = y + x
+        x = y * torch.tensor(mask)
+        finals.append(final)
+    return x @ p["head.Wy"] + p["head.by"], finals
+
+
 def leaves(arrays: Mapping[str, naive.Array]) -> dict[str, Any]:
     torch = pytest.importorskip("torch")
     return {name: torch.tensor(a, requires_grad=True) for name, a in arrays.items()}
@@ -299,14 +521,7 @@ def test_network_equals_torch(cell: str, network: str) -> None:
     p, initial = leaves(params), [leaves(s) for s in states]
 
     x = p["embedding"][ids] if "embedding" in p else torch.eye(V).double()[ids]
-    finals = []
-    for n, state in enumerate(initial):
-        y, final = torch_layer(cell, "tanh", naive.layer_params(p, n), x, state)
-        if (n > 0 and options["residual"]) or network == "embedding residual":
-            y = y + x
-        x = y * torch.tensor(options["masks"][n])
-        finals.append(values(final))
-    logits = x @ p["head.Wy"] + p["head.by"]
+    logits, finals = torch_network(p, x, initial, cell=cell, activation="tanh", **options)
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten())
     loss.backward()
 
@@ -314,9 +529,34 @@ def test_network_equals_torch(cell: str, network: str) -> None:
         params, ids, targets, states, cell=cell, **options
     )
     assert got_loss == pytest.approx(loss.item(), rel=1e-12)
-    assert_close(flat({}, got_finals), flat({}, finals), 1e-10)
+    assert_close(flat({}, got_finals), values(flat({}, finals)), 1e-10)
     want = {name: t.grad.numpy() for name, t in flat(p, initial).items()}
     assert_close(flat(grads, dstates), want, 1e-10)
+
+
+@each_kind
+@each_size
+def test_components_equal_torch(cell: str, activation: str, network: str, L: int, B: int) -> None:
+    torch = pytest.importorskip("torch")
+    case, options = components_case(cell, activation, network, L, B)
+    params, ids, targets, states = case
+    terms = naive.components(*case, **options)
+    now = [{name: torch.tensor(a) for name, a in state.items()} for state in states]
+    steps: list[dict[str, Any]] = []  # every step has leaves of its own
+    for t in range(T):
+        here, p = slice(t, t + 1), leaves(params)
+        rows = p["embedding"] if "embedding" in p else leaves({"eye": np.eye(V)})["eye"]
+        x = rows[ids[t]]
+        logits, now = torch_network(p, x[None], now, **cut(options, here))
+        steps.append({**p, "input": x})
+        goal = torch.tensor(targets[t])
+        loss = torch.nn.functional.cross_entropy(logits[0], goal, reduction="sum")
+        for e, step in enumerate(steps):
+            grads = torch.autograd.grad(
+                loss, list(step.values()), retain_graph=True, materialize_grads=True
+            )
+            want = dict(zip(step, (g.numpy() for g in grads), strict=True))
+            assert_close(terms[t][e], want, 1e-10)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
