@@ -1,8 +1,9 @@
 """Truncated BPTT with a sliding look back (Williams and Peng 1990: BPTT(h; h')).
 
-The losses of a window come in groups of k1; each group's are sent back k2 steps from its end, which
-are k2 - k1 before its first loss, and the gradients of all groups are summed. A step of the window is so passed k2 / k1 times on the way
-back, by other losses each time, but once on the way there.
+The losses of a window come in groups of k1. Each group's are sent back k2 steps from its end, which
+is k2 - k1 steps before its first loss (also where the text ends within a group), and the gradients
+of all groups are summed. So a step is passed k2 / k1 times on the way back, by other losses each
+time, but once on the way there.
 
 Groups do not wait for each other: some of them become rows of one larger batch, which goes back k2
 steps through kernels that know nothing of it. What they leave at a step is summed over the groups,

@@ -437,13 +437,13 @@ def truncated_weights(T: int, window: int) -> Array:
 def sliding_weights(T: int, k1: int, k2: int) -> Array:
     """Williams and Peng (1990): every k1 steps, the newest k1 losses are sent back k2 >= k1 steps.
 
-    The newest loss's own step is the first of the k2. The last losses may be fewer than k1; their
-    k2 steps are then counted from the end of the text.
+    The newest loss's own step is the first of the k2, so that the oldest of the k1 goes back
+    k2 - k1 steps beyond its own; so it does if the text ends before the k1 are complete.
     """
     weights = np.zeros((T, T))
     for start in range(0, T, k1):
         end = min(start + k1, T)
-        weights[start:end, max(end - k2, 0) : end] = 1
+        weights[start:end, max(start + k1 - k2, 0) : end] = 1
     return weights * np.tri(T)
 
 

@@ -298,7 +298,8 @@ def test_sliding_sends_the_newest_losses_back(cell: str, activation: str, k1: in
     want: naive.Arrays = {}
     for start in range(0, T, k1):
         end = min(start + k1, T)
-        before, here = slice(max(end - k2, 0)), slice(max(end - k2, 0), end)
+        begin = max(start + k1 - k2, 0)
+        before, here = slice(begin), slice(begin, end)
         now = states
         if before.stop:
             _, now, _ = naive.network_forward(params, ids[before], now, **cut(options, before))
@@ -347,13 +348,13 @@ def test_weights_of_the_strategies() -> None:
     assert picture(naive.full_weights(3)) == ["x..", "xx.", "xxx"]
     assert picture(naive.truncated_weights(5, 2)) == ["x....", "xx...", "..x..", "..xx.", "....x"]
     assert picture(naive.sliding_weights(5, 1, 2)) == ["x....", "xx...", ".xx..", "..xx.", "...xx"]
-    assert picture(naive.sliding_weights(5, 2, 3)) == ["x....", "xx...", ".xx..", ".xxx.", "..xxx"]
+    assert picture(naive.sliding_weights(5, 2, 3)) == ["x....", "xx...", ".xx..", ".xxx.", "...xx"]
     for window in (1, 2, 3, 6, 7):
         truncated = naive.truncated_weights(6, window)
         np.testing.assert_array_equal(truncated, naive.sliding_weights(6, window, window))
         cuts = (np.arange(1, 7) % window != 0) * 1.0  # a cut after every window
         np.testing.assert_array_equal(truncated, naive.weighted_links(cuts))
-    np.testing.assert_array_equal(naive.full_weights(7), naive.sliding_weights(7, 3, 7))
+    np.testing.assert_array_equal(naive.full_weights(7), naive.sliding_weights(7, 3, 9))
     np.testing.assert_array_equal(
         naive.weighted_links(np.array([2.0, 3.0, 5.0])), [[1, 0, 0], [2, 1, 0], [6, 3, 1]]
     )
