@@ -181,13 +181,89 @@ class DataConfig(Section):
     batch_size: int = option(
         16, "Parallel streams of text (B).", min=1, max=1_000_000, aliases=("batch",)
     )
-    seq_length: int = option(
-        64,
-        "Characters of a window (T): how far back the gradient goes.",
+    seq_length: int | None = option(
+        None,
+        "Characters of a window (T): how far back the gradient goes.  "
+        "[default: 64, or with --bptt full no limit]",
         min=1,
         max=10_000_000,
         aliases=("seq-len", "bptt-steps"),
     )
+    bptt: str = option(
+        "truncated",
+        "How the gradient's way back through time is cut: at the window's edge, nowhere (a file or "
+        "stream is a window), k2 steps back for every k1 losses, or at random.",
+        choices=("truncated", "full", "sliding", "randomized"),
+    )
+    k1: int | None = option(
+        None, "Losses that go back together, with --bptt sliding.  [default: 16]", min=1
+    )
+    k2: int | None = option(
+        None, "Steps that they go back, with --bptt sliding.  [default: 4 k1]", min=1
+    )
+    truncation_prob: str | None = option(
+        None,
+        "With --bptt randomized, the probability that a window ends after a character; N:P spares "
+        "its first N.  [default: half of --seq-length is spared, the mean is --seq-length]",
+    )
+    recompute: str = option(
+        "auto",
+        "Keep few states of a window and compute the others again on the way back: less memory, at "
+        "most 1.4 times the time, the same bits. auto: windows that need over 256 MB; not with "
+        "--bptt sliding.",
+        choices=("auto", "never", "always"),
+        resumable=True,
+    )
+
+    LENGTH: typing.ClassVar[int] = 64
+    K1: typing.ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, plan in (("k1", "sliding"), ("k2", "sliding"), ("truncation_prob", "randomized")):
+            value = getattr(self, name)
+            if value is not None and self.bptt != plan:
+                raise InputError(
+                    f"{flag(name)} is {value} with --bptt {self.bptt}: it goes with --bptt {plan}"
+                )
+        k1, k2 = self.look_back
+        if k2 < k1:
+            raise InputError(
+                f"--k2 is {k2} with --k1 {k1}: it must be at least --k1, or losses would not reach "
+                "their own step"
+            )
+        self.truncation(self.LENGTH)
+
+    @property
+    def window_length(self) -> int | None:
+        """``seq_length`` or its default; None is no limit."""
+        if self.seq_length is None and self.bptt != "full":
+            return self.LENGTH
+        return self.seq_length
+
+    @property
+    def look_back(self) -> tuple[int, int]:
+        """k1 and k2 of sliding truncation."""
+        k1 = self.k1 or self.K1
+        return k1, self.k2 or 4 * k1
+
+    def truncation(self, length: int) -> tuple[int, float]:
+        """Of randomized truncation: characters that a window has at least, and the probability
+        that it ends after the last of these or any further one, for windows of ``length``."""
+        if self.truncation_prob is None:
+            spared = max(1, length // 2)
+            return spared, 1 / (length - spared + 1)
+        first, colon, last = self.truncation_prob.rpartition(":")
+        try:
+            spared, probability = int(first) if colon else 1, float(last)
+        except ValueError:
+            spared, probability = 0, 0.0
+        if spared < 1 or not 0 <= probability <= 1:
+            raise InputError(
+                f"--truncation-prob is {self.truncation_prob!r}: it must be a probability P from 0 "
+                "to 1, or N:P with a number of spared characters N of at least 1, such as 32:0.03"
+            )
+        return spared, probability
 
 
 @dataclass(frozen=True)

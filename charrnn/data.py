@@ -209,10 +209,11 @@ def split(
     return ids[:train], ids[train : train + val], ids[train + val :]
 
 
-def fit(n_ids: int, batch_size: int, seq_length: int) -> tuple[int, int, str | None]:
+def fit(n_ids: int, batch_size: int, seq_length: int | None) -> tuple[int, int, str | None]:
     """The batch size and window length that a text of ``n_ids`` characters allows.
 
-    The batch shrinks first, until each stream fills a window; then the window.
+    The batch shrinks first, until each stream fills a window; then the window. Without a
+    ``seq_length`` it is as long as a stream.
 
     Returns
     -------
@@ -229,8 +230,10 @@ def fit(n_ids: int, batch_size: int, seq_length: int) -> tuple[int, int, str | N
     has = f"the text has {n_ids:,} training character{'' if n_ids == 1 else 's'}"
     if n_ids < 2:
         raise InputError(f"{has}: at least 2 are needed, give a longer text")
-    batch = min(batch_size, max(1, (n_ids - 1) // seq_length))
-    length = min(seq_length, (n_ids - 1) // batch)
+    batch = min(batch_size, max(1, (n_ids - 1) // (seq_length or 1)))
+    length = (n_ids - 1) // batch
+    seq_length = seq_length or length
+    length = min(seq_length, length)
     changes = [
         f"{what} {old} -> {new}"
         for what, old, new in (("batch size", batch_size, batch), ("window", seq_length, length))
@@ -240,22 +243,25 @@ def fit(n_ids: int, batch_size: int, seq_length: int) -> tuple[int, int, str | N
 
 
 class Streams:
-    """B contiguous streams of a text, read side by side in windows of T characters.
+    """B contiguous streams of a text, read side by side.
 
     Of N ids, stream b reads ``ids[b*n : (b+1)*n]`` with n = (N - 1) // B; its targets are the same,
-    one further. The hidden state is carried from window to window, so an epoch reads the windows
-    in order; the last one may be shorter. Where a run is in the text follows from its step alone.
+    one further.
 
     Parameters
     ----------
     ids : array (N,) of integers
     batch_size : int
         Streams (B), at most N - 1; see `fit`.
-    seq_length : int
-        Characters of a window (T).
+
+    Attributes
+    ----------
+    length : int
+        Characters of a stream (n).
     """
 
-    def __init__(self, ids: NDArray[Any], batch_size: int, seq_length: int) -> None:
+    def __init__(self, ids: NDArray[Any], batch_size: int) -> None:
+        self.batch_size = batch_size
         self.length = (len(ids) - 1) // batch_size
         if self.length < 1:
             raise InputError(
@@ -263,25 +269,14 @@ class Streams:
                 f"at least {batch_size + 1:,} are needed"
             )
         used = self.length * batch_size
-        self.seq_length = seq_length
         self._ids = ids[:used].reshape(batch_size, self.length)
         self._targets = ids[1 : used + 1].reshape(batch_size, self.length)
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Windows of an epoch."""
-        return -(-self.length // self.seq_length)
-
-    def position(self, step: int) -> tuple[int, int]:
-        """The epoch, from 0, and the window within it of a training step, from 0."""
-        return divmod(step, self.steps_per_epoch)
-
-    def window(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Ids and targets (T, B) of a window, int32 and C-contiguous; the last may be shorter."""
-        if not 0 <= index < self.steps_per_epoch:
-            raise IndexError(f"window {index}: an epoch has {self.steps_per_epoch}")
-        part = slice(index * self.seq_length, (index + 1) * self.seq_length)
+    def part(self, t0: int, t1: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Ids and targets (t1 - t0, B) of the characters t0 <= t < t1, int32 and C-contiguous."""
+        if not 0 <= t0 < t1 <= self.length:
+            raise IndexError(f"characters {t0} to {t1}: a stream has {self.length}")
         return (
-            np.array(self._ids[:, part].T, np.int32, order="C"),
-            np.array(self._targets[:, part].T, np.int32, order="C"),
+            np.array(self._ids[:, t0:t1].T, np.int32, order="C"),
+            np.array(self._targets[:, t0:t1].T, np.int32, order="C"),
         )

@@ -18,9 +18,13 @@ from charrnn.kernels.gemm import scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.params import Params
 from charrnn.passes import Pass, State
+from charrnn.recompute import Recomputed
 from charrnn.stack import Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team
+
+LARGE = 1 << 28
+"""Bytes of a window's work arrays from which on some are computed again instead."""
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
@@ -130,6 +134,15 @@ class Model:
         layer = shapes["gates"][2] + len(self.cell.states) * c.hidden_size
         return c.num_layers * layer + self.vocab_size
 
+    @property
+    def train_work_per_char(self) -> int:
+        """Numbers that a training pass keeps for every character, but for logits."""
+        c, H = self.config, self.config.hidden_size
+        shapes = self.cell.work_shapes(1, 1, H)
+        layer = sum(shapes[n][2] for n in (*self.cell.leaves, *self.cell.states))
+        between = c.num_layers * H if c.dropout or c.residual else 0
+        return c.num_layers * layer + H + between + 2 * c.embedding_size
+
     @cached_property
     def grads(self) -> Params:
         """The gradient: one flat array, made when it is first needed."""
@@ -159,8 +172,17 @@ class Model:
 
     # -- running --------------------------------------------------------------------------------
 
-    def train_pass(self, T: int, B: int, dropout: float = 0.0) -> Pass:
-        """The pass that the trainer runs: ``T`` is its longest window."""
+    def train_pass(
+        self, T: int, B: int, dropout: float = 0.0, recompute: str = "never"
+    ) -> Pass | Recomputed:
+        """The pass that the trainer runs: ``T`` is its longest window.
+
+        ``recompute`` "always" and "never" say whether it is to save memory for more time, "auto" if
+        it would need more than `LARGE`.
+        """
+        size = T * B * self.train_work_per_char * np.dtype(self.config.dtype).itemsize
+        if recompute == "always" or (recompute == "auto" and size > LARGE):
+            return Recomputed(self, T, B, dropout)
         return self._pass("train", T, B, dropout)
 
     def forward(self, ids: np.ndarray, state: State | None = None) -> tuple[Arrays, State]:

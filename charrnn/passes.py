@@ -202,6 +202,7 @@ class Pass(Inputs):
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
+            self.ways = self.window.ways
             self.backward: list[Phase] = self._backward()
             self._make_weights()
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 def segment_length(T: int, B: int) -> int:
     """Steps of a segment: the square root of T, rounded up to whole blocks of rows."""
     unit = DEPTH // math.gcd(DEPTH, B)
-    return min(T, -(-math.isqrt(T) // unit) * unit)
+    root = math.isqrt(T - 1) + 1
+    return min(T, -(-root // unit) * unit)
 
 
 class Recomputed(Inputs):

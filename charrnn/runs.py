@@ -13,10 +13,11 @@ from typing import Any
 from charrnn import atomic, checkpoint, runlog
 from charrnn.api import KEPT_TEXT, LanguageModel, load
 from charrnn.config import Config, flag
-from charrnn.data import STDIN, Corpus, fingerprint, fit, read_corpus, split
+from charrnn.data import STDIN, Corpus, fingerprint, read_corpus, split
 from charrnn.errors import Diverged, InputError
 from charrnn.model import Model
 from charrnn.trainer import Event, Run, Text, versions
+from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
 
 ARCHITECTURE = ("model", "hidden_size", "num_layers", "embedding_size", "activation", "residual")
@@ -330,7 +331,8 @@ def _prepare(
             notes.append(f"the text is too short for a {name} part: there is none")
     if config.train.patience and not len(val):
         notes.append("--patience has no effect: there is no validation text")
-    batch, length, message = fit(len(train), data.batch_size, data.seq_length)
+    documents = [begin for begin in corpus.documents if begin < len(train)]
+    steps, message = plan(data, train, documents, config.train.seed)
     notes += [message] if message else []
     facts = {
         "name": corpus.name,
@@ -339,7 +341,7 @@ def _prepare(
         "val_fingerprint": _fingerprint(val_text),
         "chars": len(corpus.text),
     }
-    return Text(vocabulary, train, val, test, batch, length, facts, notes)
+    return Text(vocabulary, train, val, test, steps, facts, notes)
 
 
 def _inherit_weights(model: Model, parent: Model) -> None:

@@ -7,8 +7,8 @@ import math
 from charrnn.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The rate of training step ``step`` (from 0) of ``total_steps``.
+def learning_rate(config: TrainConfig, step: int, total_steps: int, epoch: int) -> float:
+    """The rate of training step ``step`` (from 0) of ``total_steps``, in epoch ``epoch`` (from 0).
 
     All schedules rise linearly over the warm-up, which takes at most a tenth of the run. Then
     ``cosine`` (Loshchilov and Hutter 2017) and ``linear`` fall to ``lr_final`` of the peak at the
@@ -22,8 +22,7 @@ def learning_rate(config: TrainConfig, step: int, total_steps: int, steps_per_ep
     if config.lr_schedule == "constant":
         return peak
     if config.lr_schedule == "step":
-        finished = step // steps_per_epoch
-        decays = max(0, finished - max(config.lr_decay_after, 1) + 1)
+        decays = max(0, epoch - max(config.lr_decay_after, 1) + 1)
         return peak * config.lr_decay**decays
     done = (step - warmup) / max(1, total_steps - warmup)
     left = (1 + math.cos(math.pi * done)) / 2 if config.lr_schedule == "cosine" else 1 - done

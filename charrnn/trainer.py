@@ -22,14 +22,16 @@ import numpy as np
 from charrnn import __version__, atomic, checkpoint, evaluate, runlog, sampling
 from charrnn.api import load, metadata_of, restore
 from charrnn.config import Config, SampleConfig
-from charrnn.data import Streams
 from charrnn.errors import InputError
 from charrnn.kernels import jit
 from charrnn.kernels.program import code
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
+from charrnn.passes import Inputs
 from charrnn.schedules import learning_rate
+from charrnn.sliding import Sliding
 from charrnn.threads import available
+from charrnn.truncation import Plan
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
@@ -48,14 +50,13 @@ CAUSES = (
 
 @dataclass
 class Text:
-    """The text of a run, as ids, and the batch and window that fit it."""
+    """The text of a run, as ids, and how it is read."""
 
     vocabulary: Vocabulary
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-    batch_size: int
-    seq_length: int
+    plan: Plan
     facts: dict[str, Any]
     """sources, fingerprints, characters: what checkpoints say of it."""
     notes: list[str]
@@ -99,15 +100,21 @@ class Run:
         self.metrics_length = metrics_length
         threads = config.train.threads or available()
         self.model = Model(config.model, text.vocabulary.size, threads)
-        B, T = text.batch_size, text.seq_length
-        self.streams = Streams(text.train, B, T)
-        self.window = self.model.train_pass(min(T, self.streams.length), B, config.model.dropout)
+        self.plan = text.plan
+        self.window = self._new_window(self.plan.longest)
         self.optimizer = Optimizer(
             config.train, self.model.params, self.model.grads, self.model.team
         )
-        self.total_steps = _total_steps(config, self.streams.steps_per_epoch)
+        self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
-        self._before = self.window  # the window that ran last, whose end state is carried on
+        self._before, self._slot = self.window, 0  # where the state is that is carried on
+
+    def _new_window(self, T: int) -> Inputs:
+        """A pass for windows of at most T steps."""
+        data, B, dropout = self.config.data, self.plan.batch_size, self.config.model.dropout
+        if data.bptt == "sliding":
+            return Sliding(self.model, T, B, dropout, *data.look_back)
+        return self.model.train_pass(T, B, dropout, data.recompute)
 
     def interrupt(self) -> None:
         """Ask to save and stop at the end of the step; safe in a signal handler."""
@@ -144,9 +151,8 @@ class Run:
             if not math.isfinite(number):
                 yield self._diverged(what, p.step + 1)
                 return True
-        rate = learning_rate(
-            self.config.train, p.step, self.total_steps, self.streams.steps_per_epoch
-        )
+        epoch, _ = self.plan.position(p.step)
+        rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
         self.optimizer.step(rate, p.step + 1, clipping)
         self.model.changed()
         p.step += 1
@@ -185,15 +191,19 @@ class Run:
 
     def _gradients(self) -> tuple[float, Clipping]:
         """Forward and backward through the next window; its loss and the gradient's measure."""
-        _, index = self.streams.position(self.progress.step)
-        ids, targets = self.streams.window(index)
-        window = self.window.of_length(len(ids))
-        window.load(ids, targets)
-        if index == 0:
-            window.set_state(None)
+        piece = self.plan.piece(self.progress.step)
+        T = len(piece.ids)
+        if len(self.window.ids) < T:  # the plan's longest was but an expectation
+            self.window = self._new_window(2 * T)
+        window = self.window.of_length(T, len(piece.targets))
+        window.load(piece.ids, piece.targets, piece.weight, piece.scored)
+        if piece.ways is not None:
+            window.ways[:] = piece.ways
+        if piece.carried:
+            window.carry(self._before, self._slot)
         else:
-            window.carry(self._before, len(self._before.ids))
-        self._before = window
+            window.set_state(None)
+        self._before, self._slot = window, piece.shift
         window.set_dropout_key(self.config.train.seed, self.progress.step)
         loss = window.run_gradients()
         return loss, self.optimizer.clip()
@@ -252,7 +262,7 @@ class Run:
 
     def _save(self, name: str) -> Path:
         self.log.sync()
-        model, states = self.model, self._before.state()
+        model, states = self.model, self._before.state(self._slot)
         tensors = dict(model.to_torch(model.params))
         for moment, params in self.optimizer.moments.items():
             for tensor, array in model.to_torch(params).items():
@@ -284,9 +294,6 @@ class Run:
             self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
         except KeyError as error:
             raise InputError(f"{source.path} lacks the tensor {error}: it is damaged") from error
-        for w in self.window.window.w:  # where the window that ran last would have left it
-            for s in self.model.cell.states:
-                w[s][-1] = w[s][0]
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -301,18 +308,18 @@ class Run:
             "step": self.progress.step,
             "schema": runlog.SCHEMA,
             "total_steps": self.total_steps,
-            "steps_per_epoch": self.streams.steps_per_epoch,
+            "steps_per_epoch": self.plan.steps(1),
             "parameters": self.model.params.count,
             "train_chars": len(self.text.train),
             "val_chars": len(self.text.val),
             "vocab_size": self.text.vocabulary.size,
-            "batch_size": self.text.batch_size,
-            "seq_length": self.text.seq_length,
+            "batch_size": self.plan.batch_size,
+            "seq_length": self.plan.seq_length,
         }
 
     def _step_event(self, loss: float, clipping: Clipping, rate: float) -> Event:
         p, now = self.progress, time.perf_counter()
-        speed = self._before.ids.size / max(now - self._tick, 1e-9)
+        speed = self._before.count / max(now - self._tick, 1e-9)
         self._tick = now
         self._steps_done += 1
         if self._steps_done > 1:  # the first step also loads or compiles the kernels
@@ -386,13 +393,11 @@ class Run:
         return [f"compiling {count} kernels, once per installation: some 20 seconds"]
 
     def _epoch(self) -> float:
-        return self.progress.step / self.streams.steps_per_epoch
+        return self.plan.epochs(self.progress.step)
 
     def _chars(self) -> int:
         """Characters trained on so far."""
-        epochs, steps = self.streams.position(self.progress.step)
-        done = epochs * self.streams.length + steps * self.streams.seq_length
-        return done * self.text.batch_size
+        return self.plan.chars(self.progress.step)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -402,10 +407,10 @@ def _due(interval: int, step: int) -> bool:
     return interval > 0 and step > 0 and step % interval == 0
 
 
-def _total_steps(config: Config, steps_per_epoch: int) -> int:
+def _total_steps(config: Config, plan: Plan) -> int:
     limits = [config.train.max_steps]
     if config.train.epoch_limit is not None:
-        limits.append(config.train.epoch_limit * steps_per_epoch)
+        limits.append(plan.steps(config.train.epoch_limit))
     return min(limit for limit in limits if limit is not None)
 
 

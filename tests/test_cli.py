@@ -184,9 +184,14 @@ def test_every_field_of_the_config_is_a_flag_under_all_its_names(trainer):
             value = value_of.get(field.type, "utf-16")
             if field.metadata["choices"]:
                 value = field.metadata["choices"][-1]
+            if field.name == "truncation_prob":
+                value = "3:0.5"
+            plan = {"k1": ["--bptt=sliding"], "k2": ["--bptt=sliding", "--k1=2"]}
+            plan["truncation_prob"] = ["--bptt=randomized"]
             for name in (field.name, field.name.replace("_", "-"), *field.metadata["aliases"]):
                 bool_ = field.type == "bool"
-                result = run("train", "a.txt", f"--{name}" if bool_ else f"--{name}={value}")
+                option = f"--{name}" if bool_ else f"--{name}={value}"
+                result = run("train", "a.txt", *plan.get(field.name, []), option)
                 assert result.exit_code == 0, result.stderr
                 given = getattr(getattr(trainer.calls[-1][2], _section_of(field.name)), field.name)
                 assert str(given) == ("True" if bool_ else value)

@@ -298,6 +298,11 @@ def test_fit_shrinks_with_a_message(n, batch, length, changes):
     assert fit(n, 32, 64) == (batch, length, message)
 
 
+def test_fit_without_a_length_takes_whole_streams():
+    assert fit(50, 4, None) == (4, 12, None)
+    assert fit(3, 4, None) == (2, 1, "the text has 3 training characters: batch size 4 -> 2")
+
+
 def test_fit_of_batch_one_shrinks_the_window_only():
     assert fit(10, 1, 64) == (1, 9, "the text has 10 training characters: window 64 -> 9")
 
@@ -314,64 +319,41 @@ def test_whatever_fits_makes_streams(n, batch_size, seq_length):
     batch, length, message = fit(n, batch_size, seq_length)
     assert 1 <= batch <= batch_size and 1 <= length <= seq_length
     assert (message is None) == ((batch, length) == (batch_size, seq_length))
-    ids, _ = Streams(np.arange(n), batch, length).window(0)
+    ids, _ = Streams(np.arange(n), batch).part(0, length)
     assert ids.shape == (length, batch)
 
 
 # Streams
 
 
-def test_windows_by_hand():
-    streams = Streams(np.arange(12, dtype=np.uint8), batch_size=2, seq_length=3)
-    assert (streams.length, streams.steps_per_epoch) == (5, 2)
-    ids, targets = streams.window(0)
+def test_streams_by_hand():
+    streams = Streams(np.arange(12, dtype=np.uint8), batch_size=2)
+    assert (streams.length, streams.batch_size) == (5, 2)
+    ids, targets = streams.part(0, 3)
     assert ids.tolist() == [[0, 5], [1, 6], [2, 7]]
     assert targets.tolist() == [[1, 6], [2, 7], [3, 8]]
-    ids, targets = streams.window(1)
+    ids, targets = streams.part(3, 5)
     assert ids.tolist() == [[3, 8], [4, 9]]
     assert targets.tolist() == [[4, 9], [5, 10]]
+    assert ids.dtype == targets.dtype == np.int32
+    assert ids.flags.c_contiguous and targets.flags.c_contiguous
 
 
-@quick
-@given(st.integers(2, 200), st.integers(1, 9), st.integers(1, 40))
-def test_an_epoch_reads_each_stream_once(n, batch, length):
-    if n <= batch:
-        return
-    text = np.arange(n, dtype=np.uint16)
-    streams = Streams(text, batch, length)
-    windows = [streams.window(i) for i in range(streams.steps_per_epoch)]
-    for ids, targets in windows:
-        assert ids.dtype == targets.dtype == np.int32
-        assert ids.flags.c_contiguous and targets.flags.c_contiguous
-        assert 1 <= len(ids) <= length and ids.shape == targets.shape
-    ids = np.concatenate([ids for ids, _ in windows])
-    targets = np.concatenate([targets for _, targets in windows])
-    per_stream = (n - 1) // batch
-    for b in range(batch):
-        assert ids[:, b].tolist() == list(range(b * per_stream, (b + 1) * per_stream))
-    assert np.array_equal(targets, ids + 1)
-
-
-def test_windows_do_not_alias_the_text():
+def test_parts_do_not_alias_the_text():
     text = np.arange(10, dtype=np.int32)
-    Streams(text, 1, 4).window(0)[0].fill(0)
+    Streams(text, 1).part(0, 4)[0].fill(0)
     assert text.tolist() == list(range(10))
 
 
-def test_position_follows_from_the_step():
-    streams = Streams(np.arange(12), 2, 2)  # 3 windows
-    assert [streams.position(s) for s in range(5)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-
-
-@pytest.mark.parametrize("index", [-1, 2])
-def test_window_outside_the_epoch(index):
-    with pytest.raises(IndexError, match="an epoch has 2"):
-        Streams(np.arange(12), 2, 3).window(index)
+@pytest.mark.parametrize("part", [(-1, 2), (3, 6), (2, 2)])
+def test_part_outside_the_streams(part):
+    with pytest.raises(IndexError, match="a stream has 5"):
+        Streams(np.arange(12), 2).part(*part)
 
 
 def test_streams_of_a_text_that_is_too_small():
     with pytest.raises(InputError, match="5 characters cannot be cut into 5 streams: at least 6"):
-        Streams(np.arange(5), 5, 1)
+        Streams(np.arange(5), 5)
 
 
 # The texts that come with the project

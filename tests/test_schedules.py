@@ -14,7 +14,7 @@ TOTAL, PER_EPOCH = 1000, 60
 
 def rates(total: int = TOTAL, **options: Any) -> list[float]:
     config = TrainConfig(**{"learning_rate": 2.0, **options})
-    return [learning_rate(config, step, total, PER_EPOCH) for step in range(total)]
+    return [learning_rate(config, step, total, step // PER_EPOCH) for step in range(total)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "linear"])

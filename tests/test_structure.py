@@ -105,6 +105,9 @@ CORE = {
     "cells": {"cells", "kernels", "threads"},
     "stack": {"cells", "config", "kernels", "params", "threads"},
     "passes": {"cells", "errors", "kernels", "model", "params", "stack", "threads"},
+    "recompute": {"cells", "kernels", "model", "passes", "threads"},
+    "sliding": {"cells", "kernels", "model", "passes", "stack", "threads"},
+    "truncation": {"config", "data", "errors"},
     "stepper": {"config", "errors", "kernels", "model", "passes", "threads"},
     "model": {
         "cells",
@@ -113,6 +116,7 @@ CORE = {
         "kernels",
         "params",
         "passes",
+        "recompute",
         "stack",
         "stepper",
         "threads",
