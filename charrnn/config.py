@@ -346,6 +346,12 @@ class TrainConfig(Section):
         resumable=True,
         aliases=("print-every",),
     )
+    log_gradients: int = option(
+        0,
+        "Steps between lines of metrics.jsonl on the gradient: norms, clipping, reach; 0 = off.",
+        min=0,
+        resumable=True,
+    )
     sample_every: int = option(0, "Steps between samples; 0 = off.", min=0, resumable=True)
     keep: int = option(
         0, "How many step-<n> checkpoints to keep beside last and best.", min=0, resumable=True

@@ -18,13 +18,9 @@ from charrnn.kernels.gemm import scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.params import Params
 from charrnn.passes import Pass, State
-from charrnn.recompute import Recomputed
 from charrnn.stack import Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team
-
-LARGE = 1 << 28
-"""Bytes of a window's work arrays from which on some are computed again instead."""
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
@@ -172,17 +168,8 @@ class Model:
 
     # -- running --------------------------------------------------------------------------------
 
-    def train_pass(
-        self, T: int, B: int, dropout: float = 0.0, recompute: str = "never"
-    ) -> Pass | Recomputed:
-        """The pass that the trainer runs: ``T`` is its longest window.
-
-        ``recompute`` "always" and "never" say whether it is to save memory for more time, "auto" if
-        it would need more than `LARGE`.
-        """
-        size = T * B * self.train_work_per_char * np.dtype(self.config.dtype).itemsize
-        if recompute == "always" or (recompute == "auto" and size > LARGE):
-            return Recomputed(self, T, B, dropout)
+    def train_pass(self, T: int, B: int, dropout: float = 0.0) -> Pass:
+        """A pass with gradients; ``T`` is its longest window."""
         return self._pass("train", T, B, dropout)
 
     def forward(self, ids: np.ndarray, state: State | None = None) -> tuple[Arrays, State]:

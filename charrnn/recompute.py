@@ -28,11 +28,29 @@ if TYPE_CHECKING:
     from charrnn.model import Model
 
 
+LARGE = 1 << 28
+"""Bytes of a window's work arrays from which on some are computed again instead."""
+
+
 def segment_length(T: int, B: int) -> int:
     """Steps of a segment: the square root of T, rounded up to whole blocks of rows."""
     unit = DEPTH // math.gcd(DEPTH, B)
     root = math.isqrt(T - 1) + 1
     return min(T, -(-root // unit) * unit)
+
+
+def train_pass(
+    model: Model, T: int, B: int, dropout: float = 0.0, recompute: str = "auto"
+) -> Pass | Recomputed:
+    """A pass for training windows of at most T steps.
+
+    ``recompute`` "always" and "never" say whether it saves memory for more time, "auto" does so if
+    it would need more than `LARGE`.
+    """
+    size = T * B * model.train_work_per_char * np.dtype(model.config.dtype).itemsize
+    if recompute == "always" or (recompute == "auto" and size > LARGE):
+        return Recomputed(model, T, B, dropout)
+    return model.train_pass(T, B, dropout)
 
 
 class Recomputed(Inputs):

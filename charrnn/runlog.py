@@ -13,6 +13,10 @@ start       schema, total_steps, steps_per_epoch, parameters, train_chars, val_c
 train       epoch (fraction), chars (trained so far), nats_per_char (mean since the last such
             line), grad_norm (before clipping), clipped (share of steps), learning_rate,
             time: seconds, chars_per_second
+gradients   epoch; gradient_norms (before clipping), update_norms, weight_norms: tensor -> Euclidean
+            norm; since the last such line: clipped (share of steps clipped by norm), clip_scale
+            (mean factor of that); clipped_elements (share beyond --grad-clip-value); reach, see
+            `charrnn.probe.reach`
 validation  epoch, val_nats_per_char, best (is this one the best yet), best_val_nats_per_char,
             best_step, time: seconds
 sample      text

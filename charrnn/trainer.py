@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn import __version__, atomic, checkpoint, evaluate, runlog, sampling
+from charrnn import __version__, atomic, checkpoint, evaluate, probe, recompute, runlog, sampling
 from charrnn.api import load, metadata_of, restore
 from charrnn.config import Config, SampleConfig
 from charrnn.errors import InputError
@@ -27,11 +27,12 @@ from charrnn.kernels import jit
 from charrnn.kernels.program import code
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
+from charrnn.params import Params
 from charrnn.passes import Inputs
 from charrnn.schedules import learning_rate
 from charrnn.sliding import Sliding
 from charrnn.threads import available
-from charrnn.truncation import Plan
+from charrnn.truncation import Piece, Plan
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
@@ -76,12 +77,20 @@ class Progress:
     log_steps: int = 0
     log_nats: float = 0.0
     log_clipped: int = 0
+    gradient_steps: int = 0
+    gradient_clipped: int = 0
+    gradient_scales: float = 0.0
+    """Sums since the last line on the gradient: steps, those clipped, the factors of clipping."""
     total_steps: int | None = None
     """What the newest start event in the metrics says."""
     finished: str | None = None
     """Why it ended: "finished" or "patience"."""
     validations: list[list[Any]] = field(default_factory=list)
     """[step, training loss, validation loss] of each, in nats per character."""
+
+
+ADDED = {"gradient_steps", "gradient_clipped", "gradient_scales"}
+"""Fields of `Progress` that checkpoints of version 0.1 may lack."""
 
 
 class Run:
@@ -114,7 +123,7 @@ class Run:
         data, B, dropout = self.config.data, self.plan.batch_size, self.config.model.dropout
         if data.bptt == "sliding":
             return Sliding(self.model, T, B, dropout, *data.look_back)
-        return self.model.train_pass(T, B, dropout, data.recompute)
+        return recompute.train_pass(self.model, T, B, dropout, data.recompute)
 
     def interrupt(self) -> None:
         """Ask to save and stop at the end of the step; safe in a signal handler."""
@@ -146,18 +155,24 @@ class Run:
     def _train_step(self) -> Generator[Event, None, bool]:
         """One step and what is due after it; returns whether the run has to stop."""
         p = self.progress
-        loss, clipping = self._gradients()
+        looked_at = _due(self.config.train.log_gradients, p.step + 1)
+        piece, window = self._next_window()
+        reach = self._reach(piece, window) if looked_at else None
+        loss, clipping = self._gradients(piece, window)
         for what, number in (("loss", loss), ("gradient", clipping.norm)):
             if not math.isfinite(number):
                 yield self._diverged(what, p.step + 1)
                 return True
         epoch, _ = self.plan.position(p.step)
         rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
+        before = self.model.params.flat.copy() if looked_at else None
         self.optimizer.step(rate, p.step + 1, clipping)
         self.model.changed()
         p.step += 1
         event = self._step_event(loss, clipping, rate)
         yield event
+        if before is not None:
+            yield self._logged(self._gradient_event(before, reach))
         return (yield from self._after_step(event))
 
     def _after_step(self, step: Event | None) -> Generator[Event, None, bool]:
@@ -189,20 +204,35 @@ class Run:
             return True
         return False
 
-    def _gradients(self) -> tuple[float, Clipping]:
-        """Forward and backward through the next window; its loss and the gradient's measure."""
+    def _next_window(self) -> tuple[Piece, Inputs]:
+        """What this step reads, and its pass with the state before it."""
         piece = self.plan.piece(self.progress.step)
         T = len(piece.ids)
         if len(self.window.ids) < T:  # the plan's longest was but an expectation
             self.window = self._new_window(2 * T)
         window = self.window.of_length(T, len(piece.targets))
-        window.load(piece.ids, piece.targets, piece.weight, piece.scored)
-        if piece.ways is not None:
-            window.ways[:] = piece.ways
         if piece.carried:
             window.carry(self._before, self._slot)
         else:
             window.set_state(None)
+        return piece, window
+
+    def _reach(self, piece: Piece, window: Inputs) -> dict[str, Any]:
+        """`probe.reach` of the first characters of the piece that have losses."""
+        new = len(piece.targets)
+        T = min(new, probe.STEPS)
+        train, state = self.config.train, window.state(0)
+        if new < len(piece.ids):
+            state = self.model.advance(piece.ids[:-new], state)
+        ids = piece.ids[len(piece.ids) - new :][:T]
+        dropout, step = self.config.model.dropout, self.progress.step
+        return probe.reach(self.model, ids, piece.targets[:T], state, dropout, train.seed, step)
+
+    def _gradients(self, piece: Piece, window: Inputs) -> tuple[float, Clipping]:
+        """Forward and backward; the window's loss and the gradient's measure."""
+        window.load(piece.ids, piece.targets, piece.weight, piece.scored)
+        if piece.ways is not None:
+            window.ways[:] = piece.ways
         self._before, self._slot = window, piece.shift
         window.set_dropout_key(self.config.train.seed, self.progress.step)
         loss = window.run_gradients()
@@ -287,9 +317,9 @@ class Run:
             restore(self.model, params, source, f"optimizer.{moment}.")
         known = {f.name for f in dataclasses.fields(Progress)}
         progress = source.metadata["progress"]
-        if not isinstance(progress, dict) or not known <= set(progress):
+        if not isinstance(progress, dict) or not known - ADDED <= set(progress):
             raise InputError(f"{source.path} does not say how far the run is: it is damaged")
-        self.progress = Progress(**{name: progress[name] for name in known})
+        self.progress = Progress(**{name: progress[name] for name in known & set(progress)})
         try:
             self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
         except KeyError as error:
@@ -328,6 +358,9 @@ class Run:
         p.log_steps += 1
         p.log_nats += loss
         p.log_clipped += clipped
+        p.gradient_steps += 1
+        p.gradient_clipped += clipped
+        p.gradient_scales += clipping.scale
         return {
             "event": "step",
             "step": p.step,
@@ -349,6 +382,28 @@ class Run:
             "clipped": p.log_clipped / p.log_steps,
         }
         p.log_steps, p.log_nats, p.log_clipped = 0, 0.0, 0
+        return event
+
+    def _gradient_event(self, before: np.ndarray, reach: dict[str, Any] | None) -> Event:
+        """What there is to say of this step's gradient; ``before`` are the weights it changed."""
+        p, model = self.progress, self.model
+        updates = Params(model.params.shapes, before.dtype)
+        np.subtract(model.params.flat, before, out=updates.flat)
+        limit = self.config.train.grad_clip_value
+        beyond = np.count_nonzero(np.abs(model.grads.flat) > limit) if limit else 0
+        event = {
+            "event": "gradients",
+            "step": p.step,
+            "epoch": self._epoch(),
+            "gradient_norms": probe.norms(model.grads),
+            "update_norms": probe.norms(updates),
+            "weight_norms": probe.norms(model.params),
+            "clipped": p.gradient_clipped / p.gradient_steps,
+            "clip_scale": p.gradient_scales / p.gradient_steps,
+            "clipped_elements": beyond / model.params.count,
+            "reach": reach,
+        }
+        p.gradient_steps, p.gradient_clipped, p.gradient_scales = 0, 0, 0.0
         return event
 
     def _end(self, reason: str, *, log: bool = True, message: str | None = None) -> Event:

@@ -31,6 +31,7 @@ TEXT = BOOK[:1500]
 SMALL: dict[str, Any] = dict(hidden_size=16, batch_size=4, seq_length=16, epochs=2)
 SMALL |= dict(dropout=0.0, threads=1)
 EVERY: dict[str, Any] = dict(log_every=5, eval_every=7, checkpoint_every=6, sample_every=11)
+EVERY |= dict(log_gradients=4)
 
 
 def begin(

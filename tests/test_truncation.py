@@ -23,7 +23,7 @@ from charrnn.config import Config, DataConfig
 from charrnn.data import Streams
 from charrnn.errors import InputError
 from charrnn.model import Model
-from charrnn.recompute import Recomputed, segment_length
+from charrnn.recompute import Recomputed, segment_length, train_pass
 from charrnn.sliding import Sliding
 from charrnn.trainer import Run, Text
 from charrnn.truncation import Documents, Piece, Plan, Randomized, Windows, plan
@@ -57,8 +57,8 @@ def epoch_gradient(run: Run) -> naive.Arrays:
     total = {name: np.zeros(a.shape) for name, a in run.model.grads.views.items()}
     for step in range(run.plan.steps(1)):
         run.progress.step = step
-        run._gradients()
-        piece = run.plan.piece(step)
+        piece, window = run._next_window()
+        run._gradients(piece, window)
         count = piece.scored / piece.weight
         for name, a in run.model.grads.views.items():
             total[name] += a * count
@@ -187,7 +187,7 @@ def test_recomputed_has_the_bits_of_one_pass(
     model.params.flat *= 0.4  # relu and identity would overflow
     data = networks.window(model, T, B)
     whole = model.train_pass(T, B, model.config.dropout)
-    parts = model.train_pass(T, B, model.config.dropout, "always")
+    parts = train_pass(model, T, B, model.config.dropout, "always")
     assert isinstance(parts, Recomputed) and len(parts.bounds) > 1
     want = networks.fill_and_run(whole, data), networks.weight_gradients(whole), whole.state()
     got = networks.fill_and_run(parts, data), networks.weight_gradients(whole), parts.state()
@@ -234,7 +234,7 @@ def test_a_long_window_needs_less_than_a_short_one() -> None:
         model = Model(config, 65)
         model.train_pass(8, 8)  # weights and gradients, which both need
         tracemalloc.start()
-        run = model.train_pass(T, 8, 0.0, recompute)
+        run = train_pass(model, T, 8, 0.0, recompute)
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(run.ids) == T
@@ -370,7 +370,7 @@ def test_documents_train_as_each_alone() -> None:
     steps, _ = plan(run.config.data, IDS, documents)
     run.plan = steps
     run.window = run._new_window(steps.longest)
-    run._gradients()
+    run._gradients(*run._next_window())
     got = {name: a * steps.piece(0).scored for name, a in run.model.grads.views.items()}
     want = {name: np.zeros(a.shape) for name, a in got.items()}
     for begin, end in ((0, 9), (9, 30), (30, len(IDS))):
