@@ -163,7 +163,9 @@ class Model:
     def pack(self, stack: Stack) -> None:
         """Bring packed weights up to date."""
         if stack.version != self.version:
-            self.team.program(stack.pack).run()
+            if stack.packing is None:
+                stack.packing = self.team.program(stack.pack)
+            stack.packing.run()
             stack.version = self.version
 
     # -- running --------------------------------------------------------------------------------

@@ -314,6 +314,12 @@ class Pass(Inputs):
         """Forward, and every target's loss."""
         self.run("losses", self.forward, *(block.losses for block in self.blocks))
 
+    def run_back(self) -> None:
+        """Forward and backward, but for the weights' gradients."""
+        blocks = (block.gradients for block in self.blocks)
+        self.run("back", self.forward, *blocks, self.stack.pack_back, *self.backward)
+        self.stack.version = -1
+
     def run_gradients(self) -> float:
         self.gradient_program.run()
         self.stack.version = -1

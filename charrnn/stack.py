@@ -31,7 +31,7 @@ from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.pack import pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
-from charrnn.threads import Part, Phase, share
+from charrnn.threads import Part, Phase, Program, share
 
 LINE = 16
 """Columns that one thread takes at the least: a cache line of float32."""
@@ -78,6 +78,8 @@ class Stack:
         """Packs the weights for the way there."""
         self.pack_back: Phase = [part_of(total.back, i, parts) for i in range(parts)]
         """Packs them for the way back, in the same memory."""
+        self.packing: Program | None = None
+        """What runs `pack`."""
         self.version = -1
         """Version of the weights that are packed for the way there; -1 if none are."""
 

@@ -107,7 +107,7 @@ CORE = {
     "passes": {"cells", "errors", "kernels", "model", "params", "stack", "threads"},
     "recompute": {"cells", "kernels", "model", "passes", "threads"},
     "sliding": {"cells", "kernels", "model", "passes", "stack", "threads"},
-    "probe": {"model", "params", "passes"},
+    "probe": {"kernels", "model", "params", "passes"},
     "truncation": {"config", "data", "errors"},
     "stepper": {"config", "errors", "kernels", "model", "passes", "threads"},
     "model": {
