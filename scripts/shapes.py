@@ -1,4 +1,4 @@
-"""Checks the speeds that the main table does not show: odd shapes, threads, sampling, start.
+"""Checks what the main table does not show: odd shapes, threads, sampling, start, long windows.
 
 Prints Markdown tables; every line ends with a bar and whether it was reached in this run. Two sides
 of a comparison run in turn, each in a process of its own, and their medians are compared.
@@ -16,8 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from memory import train_command
+from memory import peak_of, train_command
 from rows import ROOT, Row, machine, markdown, versions
 from sides import Child
 
@@ -179,8 +180,52 @@ def without_cache(measure: Callable[[], float]) -> float:
                 os.environ["CHARRNN_CACHE_DIR"] = before
 
 
+def truncation(threads: int, seconds: float) -> Iterator[Line]:
+    """What recomputation and sliding truncation cost, against an ordinary pass of the same size."""
+    from charrnn.config import ModelConfig
+    from charrnn.model import Model
+    from charrnn.recompute import Recomputed
+    from charrnn.sliding import Sliding
+
+    long, part = Row("lstm", 1, 256, 8, 20_000), Row("lstm", 1, 256, 8, 4000)
+    with tempfile.TemporaryDirectory() as folder:  # first: a child's peak is at least its parent's
+        row, steps = long._replace(T=1000), ["--max-steps", "2"]
+        short = peak_of([*train_command(row, Path(folder), threads), *steps])
+        command = [*train_command(long, Path(folder), threads), "--bptt", "full", *steps]
+        command[command.index("--out-dir") + 1] += "-long"
+        taken = peak_of(command)
+    yield [f"{long.title}, recomputed, MB", f"{taken:.0f}", f"{short:.0f} (T 1,000, not)",
+           verdict(taken, short, below=True)]  # fmt: skip
+    model = Model(ModelConfig(model="lstm", hidden_size=256, dropout=0.0), 65, threads)
+    model.initialize(1)
+    sides = [Recomputed(model, part.T, part.B), model.train_pass(part.T, part.B)]
+    yield compared("recomputed, time", part.title, sides, seconds, 1.4)
+    for T, B, k1, k2 in ((64, 16, 16, 64), (64, 16, 1, 10), (64, 32, 8, 64), (25, 1, 1, 10)):
+        whole = Sliding(model, T + k2 - k1, B, 0.0, k1, k2)
+        sides = [whole.of_length(T + k2 - k1, T), model.train_pass(T, B)]
+        title = f"lstm 1x256, B {B}, T {T}"
+        yield compared(f"sliding k1 {k1}, k2 {k2}, time", title, sides, seconds, (k1 + k2) / k1)
+
+
+def compared(what: str, title: str, sides: list[Any], seconds: float, bar: float) -> Line:
+    """The median ratio of the times of two passes, in turn."""
+
+    def clock(run: Any) -> float:
+        begin = time.perf_counter()
+        run.run_gradients()
+        return time.perf_counter() - begin
+
+    ratios: list[float] = []
+    end = time.perf_counter() + 4 * seconds
+    while time.perf_counter() < end or len(ratios) < 7:
+        first, second = map(clock, sides)
+        ratios.append(first / second)
+    ratio = statistics.median(ratios[1:])
+    return [f"{title}: {what}", f"{ratio:.2f}", f"{bar:.2g}", verdict(ratio, bar, below=True)]
+
+
 PARTS = {"pairs": pairs, "shares": shares, "threads": threading, "sampling": sampling,
-         "start": start}  # fmt: skip
+         "start": start, "truncation": truncation}  # fmt: skip
 
 
 def main() -> None:
