@@ -7,9 +7,9 @@ on the way back a segment is run once more, from its state, for the arrays that 
     memory = B (S work + T / S state)    instead of    B T work
 
 numbers, where ``work`` is what a step of one row needs and ``state`` what it hands on. (S is more
-where B is small.) The work of the way there is done twice. The bits are those of one pass over the window: segments begin where
-`charrnn.kernels.gemm.gemm_tn` begins a block of rows, and all sums go from the last step to the
-first.
+where B is small.) The work of the way there is done twice. The bits are those of one pass over the
+window: segments begin where `charrnn.kernels.gemm.gemm_tn` begins a block of rows, and all sums go
+from the last step to the first.
 """
 
 from __future__ import annotations
