@@ -219,6 +219,7 @@ def cli(ctx: click.Context) -> None:
 
     \b
     charrnn train book.txt       train on a text, with a progress bar
+    charrnn monitor              watch the newest run from another terminal
     charrnn sample               write text with the newest model
     """
     if ctx.invoked_subcommand is None:
@@ -457,6 +458,21 @@ def evaluate(
 
 def _print_score(name: str, bits: float, more: str = "") -> None:
     click.echo(f"  {name:<6}  {monitor.units(bits * math.log(2))}{more}")
+
+
+@cli.command("monitor")
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+def monitor_runs(runs: tuple[str, ...]) -> None:
+    """Watch runs, from another terminal or after the fact.
+
+    Shows loss curves, learning rate, gradient norm, speed and the newest sample of RUN, a run
+    folder; several are overlaid; without one it is the newest run. Keys: q quits, x changes the x
+    axis, l is a linear or logarithmic loss, u nats or bits. Without a terminal, a line is written
+    for each event until the runs have ended.
+    """
+    from charrnn import live
+
+    live.watch(runs, sys.stdin, sys.stdout)
 
 
 @cli.command()

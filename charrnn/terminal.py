@@ -1,0 +1,181 @@
+"""A full-screen view's hold on the terminal: a screen of its own, keys, signals.
+
+Plain escape sequences, which every terminal of the last decades and Windows 10 and later know, so
+that curses, which Windows lacks, is not needed. Whatever ends the program, the terminal is left as
+it was found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn, TextIO
+
+from charrnn.chart import Style
+
+ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"  # the other screen, no cursor, empty
+LEAVE = "\x1b[?25h\x1b[?1049l"
+FRAME = "\x1b[?2026h{}\x1b[?2026l"  # shown at once by terminals that can; ignored by others
+SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)  # arrows and the like
+SHAPES = "─│┤┬└╌⣿▁█●"
+
+
+def usable(keys: TextIO, stream: TextIO) -> bool:
+    """Whether a full-screen view can be shown on ``stream`` and steered from ``keys``."""
+    try:
+        both = keys.isatty() and stream.isatty()
+    except ValueError:  # closed
+        return False
+    return both and os.environ.get("TERM") != "dumb" and _understands_sequences(stream)
+
+
+def style_of(stream: TextIO) -> Style:
+    """What a terminal can show, by its encoding, its name and the user's NO_COLOR."""
+    try:
+        SHAPES.encode(stream.encoding)
+        unicode = os.environ.get("TERM") != "linux"  # the console's font has no braille
+    except (UnicodeEncodeError, LookupError):
+        unicode = False
+    return Style(unicode, colour=not os.environ.get("NO_COLOR"))
+
+
+def _understands_sequences(stream: TextIO) -> bool:
+    """Windows has to be asked for what others do by themselves."""
+    if sys.platform != "win32":
+        return True
+    import ctypes
+    import msvcrt
+
+    console, mode = msvcrt.get_osfhandle(stream.fileno()), ctypes.c_uint32()
+    kernel = ctypes.windll.kernel32
+    processing = 4  # ENABLE_VIRTUAL_TERMINAL_PROCESSING
+    return bool(
+        kernel.GetConsoleMode(console, ctypes.byref(mode))
+        and kernel.SetConsoleMode(console, mode.value | processing)
+    )
+
+
+class Screen:
+    """The terminal as a full screen; a context manager, for the main thread.
+
+    SIGTERM and SIGHUP end the program by SystemExit; Ctrl-Z gives the terminal back until the
+    program goes on.
+    """
+
+    def __init__(self, keys: TextIO, stream: TextIO) -> None:
+        self.input, self.stream = keys.fileno(), stream
+        self._shown: Sequence[str] = ()
+        self._stop = self._resumed = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Screen:
+        wanted = {
+            "SIGTERM": _exit,
+            "SIGHUP": _exit,
+            "SIGTSTP": self._on_stop,
+            "SIGCONT": self._on_continue,
+        }
+        for name, handler in wanted.items():
+            if hasattr(signal, name):  # Windows has SIGTERM alone
+                number = getattr(signal, name)
+                self._handlers[number] = signal.signal(number, handler)
+        self._take()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._give_back()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def size(self) -> tuple[int, int]:
+        """Columns and lines, as they are now."""
+        return shutil.get_terminal_size()
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Write a frame: as many lines as the screen has, each as wide as it is."""
+        if lines != self._shown:
+            self._write(FRAME.format("\x1b[H" + "\r\n".join(lines)))
+            self._shown = lines
+
+    def clear(self) -> None:
+        """Empty the screen, as after a change of its size."""
+        self._write("\x1b[2J")
+        self._shown = ()
+
+    def keys(self, seconds: float) -> str:
+        """What was typed, waiting so long for it; empty if nothing was; ``q`` if input ended."""
+        if self._stop:
+            self._pause()
+        if self._resumed:  # also from a SIGSTOP, which nobody could prepare for
+            self._resumed = False
+            self._take(remember=False)
+        return SEQUENCE.sub("", self._read(seconds))
+
+    def _read(self, seconds: float) -> str:
+        if sys.platform == "win32":
+            import msvcrt
+
+            end = time.monotonic() + seconds
+            while not msvcrt.kbhit():
+                if time.monotonic() >= end:
+                    return ""
+                time.sleep(0.02)
+            return msvcrt.getwch()
+        if not select.select([self.input], [], [], seconds)[0]:
+            return ""
+        return os.read(self.input, 1024).decode(errors="replace") or "q"
+
+    def _take(self, remember: bool = True) -> None:
+        """Keys come at once and unseen; the other screen is shown."""
+        if sys.platform != "win32":
+            import termios
+            import tty
+
+            if remember:
+                self._modes = termios.tcgetattr(self.input)
+            tty.setcbreak(self.input)
+        self._write(ENTER)
+        self._shown = ()
+
+    def _give_back(self) -> None:
+        if sys.platform != "win32":
+            import termios
+
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                termios.tcsetattr(self.input, termios.TCSADRAIN, self._modes)
+        self._write(LEAVE)
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+    # Handlers only take note: a signal may come in the middle of a write.
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+    def _on_continue(self, number: int, frame: FrameType | None) -> None:
+        self._resumed = True
+
+    def _pause(self) -> None:
+        """Stop as Ctrl-Z asks, with the terminal as it was found; returns when told to go on."""
+        self._stop = False
+        self._give_back()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self._on_stop)
+        self._take()
+        self._resumed = False
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
