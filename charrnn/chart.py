@@ -20,6 +20,7 @@ Piece = tuple[str, str]
 HUGE = 1e300  # beyond it, differences overflow: drawn as gaps
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille pattern, by row
 BLOCKS, DENSITIES = "▁▂▃▄▅▆▇█", ".:-=+*#"
+APART = 4  # columns from one mark to the next of a series, so that the curve below is seen
 FAINT = "2"
 
 
@@ -35,7 +36,8 @@ class Style:
 class Series:
     """A curve: ``y`` over ``x``, in the order of drawing. A number that is not finite is a gap.
 
-    ``mark`` is put on every point, above all lines; ``joined`` points have a line between them.
+    ``mark`` is put on the points, above all lines and not closer than `APART`; ``joined`` points
+    have a line between them.
     Lines in ASCII are made of ``letter``. One without a name is not in the legend.
     """
 
@@ -86,12 +88,12 @@ def chart(
     canvas = Canvas(columns, rows, style.unicode)
     _draw(canvas, series, rules, x_axis, y_axis)
     bar, tick = ("│", "┤") if style.unicode else ("|", "+")
-    at_row = {round((1 - y_axis.place(y)) * (rows - 1)): text for y, text in labels.items()}
+    at_row = {canvas.y(y_axis.place(y)) // canvas.down: text for y, text in labels.items()}
     for number, cells in enumerate(canvas.cells):
         label = at_row.get(number, "")
         edge = (f"{label:>{margin}}{tick if label else bar}", FAINT)
         lines.append(paint([edge, *cells], width, style))
-    lines += [paint(p, width, style) for p in _foot(x_axis, margin, columns, x_label, style)]
+    lines += [paint(p, width, style) for p in _foot(x_axis, canvas, margin, x_label, style)]
     return lines
 
 
@@ -183,6 +185,14 @@ class Canvas:
         self.width, self.height = columns * self.across, rows * self.down  # in dots
         self.cells: list[list[Piece]] = [[(" ", "")] * columns for _ in range(rows)]
 
+    def x(self, place: float) -> int:
+        """The column of dots at a place from 0, at the left, to 1."""
+        return round(place * (self.width - 1))
+
+    def y(self, place: float) -> int:
+        """The row of dots at a place from 0, at the bottom, to 1."""
+        return round((1 - place) * (self.height - 1))
+
     def dot(self, x: int, y: int, colour: str = "", letter: str = "*") -> None:
         """Set the dot ``x`` from the left and ``y`` from the top; in ASCII write ``letter``."""
         row, column = y // self.down, x // self.across
@@ -217,7 +227,7 @@ def _draw(
     for rule in rules:
         place = y_axis.place(rule.y)
         if not math.isnan(place):
-            canvas.rule(round((1 - place) * (canvas.height - 1)), rule.name)
+            canvas.rule(canvas.y(place), rule.name)
     paths = [list(_path(s, canvas, x_axis, y_axis)) for s in series]
     for s, path in zip(series, paths, strict=True):
         if s.joined:
@@ -228,8 +238,11 @@ def _draw(
                 before = point
     for s, path in zip(series, paths, strict=True):
         if s.mark:
+            free = 0
             for x, y in filter(None, path):
-                canvas.mark(x, y, s.mark, s.colour)
+                if x >= free:
+                    canvas.mark(x, y, s.mark, s.colour)
+                    free = x + APART * canvas.across
 
 
 def _path(
@@ -237,11 +250,11 @@ def _path(
 ) -> Iterator[tuple[int, int] | None]:
     """One dot for each column that has points, at their mean; None where the line is broken."""
     points = ((x_axis.place(x), y) for x, y in zip(series.x, series.y, strict=True))
-    known = ((round(x * (canvas.width - 1)), y) for x, y in points if not math.isnan(x))
+    known = ((canvas.x(x), y) for x, y in points if not math.isnan(x))
     for column, group in itertools.groupby(known, key=lambda point: point[0]):
         heights = [h for _, y in group if not math.isnan(h := y_axis.place(y))]
         if heights:
-            yield column, round((1 - statistics.fmean(heights)) * (canvas.height - 1))
+            yield column, canvas.y(statistics.fmean(heights))
         else:
             yield None
 
@@ -257,15 +270,16 @@ def _legend(series: Sequence[Series], y_label: str, style: Style) -> list[Piece]
 
 
 def _foot(
-    axis: Axis, margin: int, columns: int, x_label: str, style: Style
+    axis: Axis, canvas: Canvas, margin: int, x_label: str, style: Style
 ) -> tuple[list[Piece], list[Piece]]:
     """The line of the x axis, and its labels with the unit behind the last."""
+    columns = canvas.width // canvas.across
     corner, bar, tick = "└─┬" if style.unicode else "+-+"
     ruler = [bar] * columns
     numbers = ""
     room = columns - len(x_label) - 2
     for value, text in axis.labels(max(columns // 12, 2)).items():
-        column = round(axis.place(value) * (columns - 1))
+        column = canvas.x(axis.place(value)) // canvas.across
         start = max(column - len(text) // 2, 0)
         if start + len(text) <= room and (start > len(numbers) or not numbers):
             numbers = numbers.ljust(start) + text

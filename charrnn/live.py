@@ -537,7 +537,9 @@ def _facts(run: Watched, width: int, style: Style, sparks: bool) -> list[list[Pi
     if val:
         rows.append(("validation", f"{units(val['nats'])}  step {val['step']:,}", ""))
         ago = run.step - val["best_step"]
-        when = f"step {val['best_step']:,}" + (f", {ago:,} ago" if ago else "")
+        when = f"step {val['best_step']:,}" + (
+            f", {ago:,} steps ago" if ago and width >= 100 else ""
+        )
         rows.append(("best", f"{units(val['best'])}  {when}", ""))
     if not math.isnan(run.end.get("test", math.nan)):
         rows.append(("test", units(run.end["test"]), ""))
@@ -553,7 +555,7 @@ def _facts(run: Watched, width: int, style: Style, sparks: bool) -> list[list[Pi
     lines: list[list[Piece]] = []
     for name, text, column in rows:
         spark = sparkline(table[column], min(width - 56, 60), style) if column and sparks else ""
-        lines.append([(f" {name:<15}", FAINT), (f"{text:<38}  " if spark else text, "")])
+        lines.append([(f" {name:<14}", FAINT), (f"{text:<38}  " if spark else text, "")])
         lines[-1].append((spark, COLOURS[0]))
     return lines
 

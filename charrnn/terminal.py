@@ -21,8 +21,9 @@ from typing import Any, NoReturn, TextIO
 
 from charrnn.chart import Style
 
-ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"  # the other screen, no cursor, empty
-LEAVE = "\x1b[?25h\x1b[?1049l"
+CLEAR = "\x1b[H\x1b[J"
+ENTER = "\x1b[?1049h\x1b[?25l" + CLEAR  # the other screen, no cursor
+LEAVE = CLEAR + "\x1b[?25h\x1b[?1049l"  # cleared: tmux leaves some of it after a resize
 FRAME = "\x1b[?2026h{}\x1b[?2026l"  # shown at once by terminals that can; ignored by others
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)  # arrows and the like
 SHAPES = "─│┤┬└╌⣿▁█●"
@@ -108,7 +109,7 @@ class Screen:
 
     def clear(self) -> None:
         """Empty the screen, as after a change of its size."""
-        self._write("\x1b[2J")
+        self._write(CLEAR)
         self._shown = ()
 
     def keys(self, seconds: float) -> str:
