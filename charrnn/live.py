@@ -156,10 +156,12 @@ class Table:
         self.names = names
         self.rows: list[tuple[float, ...]] = []
         self._stride, self._count = 1, 0
-        self._sums: Sequence[float] = ()
+        self._sums: tuple[float, ...] = ()
+        self._last: tuple[float, ...] = ()
 
-    def append(self, *row: float) -> None:
-        self._sums = list(map(add, self._sums, row)) if self._count else row
+    def append(self, row: tuple[float, ...]) -> None:
+        self._last = row
+        self._sums = tuple(map(add, self._sums, row)) if self._count else row
         self._count += 1
         if self._count == self._stride:
             self.rows.append(self._mean())
@@ -170,6 +172,11 @@ class Table:
                     tuple((a + b) / 2 for a, b in zip(*pair, strict=True)) for pair in pairs
                 ]
                 self._stride *= 2
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The newest row as it came; empty if there is none."""
+        return dict(zip(self.names, self._last, strict=False))
 
     def __getitem__(self, name: str) -> list[float]:
         index = self.names.index(name)
@@ -185,7 +192,7 @@ class Watched:
 
     Attributes
     ----------
-    start, train, validation, sample, end : the newest event of each kind, empty before there is one
+    start, best, sample, end : the newest of each, empty before there is one
     training : steps, characters, seconds (over all sessions) and what the ``train`` lines measure
     validating : steps, characters, seconds and validation losses, in nats per character
     bad : lines that are no events
@@ -196,12 +203,12 @@ class Watched:
         self.folder, self.name = folder, name
         self.clip, self.about = _described(folder)
         self.follower = Follower(folder / "metrics.jsonl")
+        self._handlers = {kind: getattr(self, f"_on_{kind}") for kind in ORDER}
         self._begin()
 
     def _begin(self) -> None:
         self.start: Event = {}
-        self.train: Event = {}
-        self.validation: Event = {}
+        self.best: Event = {}
         self.sample: Event = {}
         self.end: Event = {}
         self.training = Table(*AXES, "nats", "norm", "clipped", "rate", "speed")
@@ -238,13 +245,7 @@ class Watched:
         """Keep an event that is one of ours."""
         try:
             event["step"] = int(_finite(event["step"]))
-            handler = {
-                "start": self._on_start,
-                "train": self._on_train,
-                "validation": self._on_validation,
-                "sample": self._on_sample,
-                "end": self._on_end,
-            }.get(event["event"])
+            handler = self._handlers.get(event["event"])
             if handler is not None:  # else it is of a newer charrnn
                 handler(event)
         except (TypeError, KeyError, ValueError, OverflowError):
@@ -263,22 +264,19 @@ class Watched:
         self.end = {}
 
     def _on_train(self, e: Event) -> None:
-        chars, speed = _finite(e["chars"]), _real(e["time"]["chars_per_second"])
-        names = ("nats_per_char", "grad_norm", "clipped", "learning_rate")
-        nats, norm, clipped, rate = (_real(e[name]) for name in names)
-        epoch = _finite(e["epoch"])
-        seconds = self._clock(e)
-        self.training.append(e["step"], chars, seconds, nats, norm, clipped, rate, speed)
-        self.train = {"step": e["step"], "chars": chars, "epoch": epoch, "nats": nats}
-        self.train |= {"norm": norm, "rate": rate, "speed": speed}
+        chars, seconds = _finite(e["chars"]), self._clock(e)
+        nats, norm = _real(e["nats_per_char"]), _real(e["grad_norm"])
+        clipped, rate = _real(e["clipped"]), _real(e["learning_rate"])
+        speed = _real(e["time"]["chars_per_second"])
+        self.training.append((e["step"], chars, seconds, nats, norm, clipped, rate, speed))
         self.end = {}
 
     def _on_validation(self, e: Event) -> None:
         nats, best = _real(e["val_nats_per_char"]), _real(e["best_val_nats_per_char"])
         best_step = int(e["best_step"] or 0)
         seconds = self._clock(e)
-        self.validating.append(e["step"], self._chars(e["step"]), seconds, nats)
-        self.validation = {"step": e["step"], "nats": nats, "best": best, "best_step": best_step}
+        self.validating.append((e["step"], self._chars(e["step"]), seconds, nats))
+        self.best = {"nats": best, "step": best_step}
         self.end = {}
 
     def _on_sample(self, e: Event) -> None:
@@ -299,14 +297,16 @@ class Watched:
 
     def _chars(self, step: int) -> float:
         """Characters that were trained on up to a step."""
-        if self.train.get("step"):
-            return step * self.train["chars"] / self.train["step"]
+        last = self.training.last
+        if last and last["steps"]:
+            return step * last["characters"] / last["steps"]
         return step * self.start.get("batch_size", 1) * self.start.get("seq_length", 1)
 
     @property
     def step(self) -> int:
         """How far the run is."""
-        return max(self.train.get("step", 0), self.validation.get("step", 0))
+        tables = self.training, self.validating
+        return int(max(table.last.get("steps", 0) for table in tables))
 
     @property
     def unread(self) -> bool:
@@ -315,10 +315,10 @@ class Watched:
 
     def left(self) -> float | None:
         """Seconds to go, by the newest speed; None if there is no telling."""
-        speed = self.train.get("speed", math.nan)
+        speed = self.training.last.get("speed", math.nan)
         if not (self.start and speed > 0):
             return None
-        steps = max(self.start["total_steps"] - self.train["step"], 0)
+        steps = max(self.start["total_steps"] - self.step, 0)
         seconds = steps * self.start["batch_size"] * self.start["seq_length"] / speed
         return seconds if math.isfinite(seconds) else None
 
@@ -525,22 +525,21 @@ def _chart(
 
 def _facts(run: Watched, width: int, style: Style, sparks: bool) -> list[list[Piece]]:
     """The newest numbers of a run, each measure with its course."""
-    start, train, val, table = run.start, run.train, run.validation, run.training
+    start, table, best = run.start, run.training, run.best
+    train, val = table.last, run.validating.last
     rows: list[tuple[str, str, str]] = []  # name, facts, column of the table
     if start:
-        total, epochs = start["total_steps"], start["total_steps"] / start["steps_per_epoch"]
-        where = f"{run.step:,} of {total:,}"
-        where += f", epoch {train['epoch']:.1f} of {epochs:,.1f}" if train else ""
-        rows.append(("step", where, ""))
+        total, per_epoch = start["total_steps"], start["steps_per_epoch"]
+        epochs = f"epoch {run.step / per_epoch:,.1f} of {total / per_epoch:,.1f}"
+        rows.append(("step", f"{run.step:,} of {total:,}, {epochs}", ""))
     if train:
         rows.append(("training", units(train["nats"]), ""))
     if val:
-        rows.append(("validation", f"{units(val['nats'])}  step {val['step']:,}", ""))
-        ago = run.step - val["best_step"]
-        when = f"step {val['best_step']:,}" + (
-            f", {ago:,} steps ago" if ago and width >= 100 else ""
-        )
-        rows.append(("best", f"{units(val['best'])}  {when}", ""))
+        rows.append(("validation", f"{units(val['nats'])}  step {val['steps']:,}", ""))
+        ago = run.step - best["step"]
+        when = f"step {best['step']:,}"
+        when += f", {ago:,} steps ago" if ago and width >= 100 else ""
+        rows.append(("best", f"{units(best['nats'])}  {when}", ""))
     if not math.isnan(run.end.get("test", math.nan)):
         rows.append(("test", units(run.end["test"]), ""))
     if train:
@@ -564,29 +563,29 @@ def _table(
     runs: Sequence[Watched], view: View, width: int, style: Style, now: float
 ) -> list[list[Piece]]:
     """A line for each run, below one that names the columns."""
-    more = width >= 120
-    names = ["step", "training", "validation", "best", "at step"]
-    names += ["learning rate", "gradient norm", "chars/s"] if more else []
+    head = ["step", "training", "validation", "best", "at step"]
+    head += ["learning rate", "gradient norm", "chars/s"] if width >= 120 else []
+    rows = [head]
+    for run in runs:
+        train, val, best = run.training.last, run.validating.last, run.best
+        losses = [table.get("nats") for table in (train, val, best)]
+        row = [f"{run.step:,}"]
+        row += ["-" if nats is None else f"{view.loss(nats):.3f}" for nats in losses]
+        row += [f"{best['step']:,}" if best else "-"]
+        if len(head) > len(row):
+            row += [f"{train[name]:.3g}" if train else "-" for name in ("rate", "norm")]
+            row += [f"{train['speed']:,.0f}" if train else "-"]
+        rows.append(row)
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *texts = ["  ".join(map(str.rjust, row, sizes)) for row in rows]
     size = min(max(columns_of(run.name) for run in runs), width // 5)
-    sizes = [len(name) + 2 for name in names]
-    sizes[0] = 11
-    head = " " * (size + 3) + "".join(f"{n:>{s}}" for n, s in zip(names, sizes, strict=True))
-    lines: list[list[Piece]] = [[(head + f"  {view.unit}/char", FAINT)]]
-    for i, run in enumerate(runs):
-        train, val = run.train, run.validation
-        losses = train.get("nats"), val.get("nats"), val.get("best")
-        cells = [f"{run.step:,}"]
-        cells += ["-" if nats is None else f"{view.loss(nats):.3f}" for nats in losses]
-        cells += [f"{val['best_step']:,}" if val else "-"]
-        if more:
-            cells += [f"{train[n]:.3g}" if train else "-" for n in ("rate", "norm")]
-            cells += [f"{train['speed']:,.0f}" if train else "-"]
+    lines: list[list[Piece]] = [[(" " * (size + 5) + f"{first}  {view.unit}/char", FAINT)]]
+    for i, (run, text) in enumerate(zip(runs, texts, strict=True)):
         colour, letter = _sign(i)
-        sign = letter if not style.colour else "⠤" if style.unicode else "*"
+        sign = "⠤" if style.colour and style.unicode else letter
         name = cut(run.name, size)
         name += " " * (size - columns_of(name))
-        texts = [f"{c:>{s}}" for c, s in zip(cells, sizes, strict=True)]
-        lines.append([(f" {sign} {name}", colour), ("".join(texts) + f"  {run.state(now)}", "")])
+        lines.append([(f" {sign} {name}", colour), (f"  {text}  {run.state(now)}", "")])
     return lines
 
 
