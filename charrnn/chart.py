@@ -129,16 +129,20 @@ class Axis:
         if not abs(value) < HUGE or (self.log and value <= 0):
             return math.nan
         if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            low, high = math.log(self.low), math.log(self.high)
+            return (math.log(value) - low) / (high - low)
         return (value - self.low) / (self.high - self.low)
 
     def labels(self, count: int) -> dict[float, str]:
-        """At most some ``count`` round numbers on the axis -> how they are written."""
+        """Some ``count`` round numbers on the axis -> how they are written."""
         ticks = _log_ticks(self.low, self.high, count) if self.log else []
         if ticks:
             return {tick: _scientific(tick) for tick in ticks}
-        step = _round_step((self.high - self.low) / count)
-        first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
+        for enough in (count, 2 * count, 4 * count):  # one alone says nothing of the scale
+            step = _round_step((self.high - self.low) / enough)
+            first, last = math.ceil(self.low / step - 1e-6), math.floor(self.high / step + 1e-6)
+            if first < last:
+                break
         return {i * step: number(i * step, step) for i in range(first, last + 1)}
 
 
@@ -160,7 +164,7 @@ def _log_ticks(low: float, high: float, count: int) -> list[float]:
 
 def number(value: float, step: float) -> str:
     """``value`` with the digits that tell it from its neighbours, ``step`` away."""
-    for unit, name in ((1e9, "G"), (1e6, "M")):
+    for unit, name in ((1e9, "G"), (1e6, "M")) if value else ():
         if unit <= step < 1e12 or (unit <= abs(value) < 1e12 and step >= unit / 1000):
             return number(value / unit, step / unit) + name
     if not 1e-4 <= step < 1e12:
@@ -304,7 +308,7 @@ def _columns(letter: str) -> int:
 
 def printable(text: str, style: Style = Style()) -> str:
     """``text`` with ``?`` for all that would move the cursor or cannot be shown."""
-    if text.isascii() and text.isprintable():
+    if text.isprintable() and (style.unicode or text.isascii()):
         return text
     return "".join(c if c.isprintable() and (style.unicode or c.isascii()) else "?" for c in text)
 
@@ -318,10 +322,10 @@ def cut(text: str, width: int) -> str:
 
 
 def paint(pieces: Sequence[Piece], width: int, style: Style = Style()) -> str:
-    """The pieces one after another, cut or filled up to ``width`` columns."""
+    """The `printable` pieces one after another, cut or filled up to ``width`` columns."""
     line, left = "", width
     for colour, group in itertools.groupby(pieces, key=lambda piece: piece[1]):
-        text = cut("".join(text for text, _ in group), left)
+        text = cut(printable("".join(text for text, _ in group), style), left)
         left -= columns_of(text)
         line += f"\x1b[{colour}m{text}\x1b[0m" if colour and style.colour and text else text
     return line + " " * left

@@ -36,9 +36,10 @@ from charrnn.terminal import Screen, style_of, usable
 Event = dict[str, Any]
 
 BLOCK = 2**20  # bytes read at once: a screen stays responsive while a long file is opened
-TAIL = 256  # bytes before the place read up to that must not have changed
+TAIL = 1024  # bytes before the place read up to that must not have changed
 PATIENCE = 10.0  # seconds without a line after which a run no longer counts as running
 READ_EVERY, LOOK_EVERY = 0.5, 0.1  # seconds between looks at the files, and at the keys
+LONGEST = 4000  # characters of a sample that a screen may need
 BOLD, FAINT = "1", "2"
 # Of runs: cyan, yellow, magenta, green, blue, red.
 COLOURS = ("36", "33", "35", "32", "34", "31")
@@ -54,9 +55,8 @@ class Follower:
     """The complete lines of a file that grows, each once.
 
     A resumed run cuts its file back and writes on, which may happen between two looks and leave the
-    file longer than before; so the bytes before the place are compared. They hold times of day, and
-    are never the same again. The file is not kept open: Windows could then neither cut nor delete
-    it.
+    file longer than before. So the bytes before the place are compared: they hold times, which are
+    not the same again. The file is not kept open, since Windows could then not delete it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,7 @@ class Follower:
 def parsed(lines: Sequence[bytes]) -> list[Any]:
     """The JSON values of lines; None for a line that is none.
 
-    Not `runlog.read`, which is strict about each number, and five times slower.
+    Not `runlog.read`, which looks at each number by itself: a million lines are to open in seconds.
     """
     try:  # all at once is faster
         values = json.loads(b"[" + b",".join(lines) + b"]")
@@ -124,10 +124,21 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist: name the folder of a run")
-        files = [folder / "metrics.jsonl", folder / "config.json"]
-        if not any(file.exists() for file in files):
+        metrics = folder / "metrics.jsonl"
+        if metrics.exists():
+            _check_readable(metrics)
+        elif not (folder / "config.json").exists():
             raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
     return list(dict.fromkeys(folders))
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the metrics {path}: {error.strerror or error}; allow reading it"
+        ) from error
 
 
 def _newest(root: Path) -> Path:
@@ -150,7 +161,7 @@ class Table:
     So a run of any length costs the same to keep and to draw.
     """
 
-    LIMIT = 4096
+    LIMIT = 2048
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -201,12 +212,12 @@ class Watched:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
-        self.clip, self.about = _described(folder)
         self.follower = Follower(folder / "metrics.jsonl")
         self._handlers = {kind: getattr(self, f"_on_{kind}") for kind in ORDER}
         self._begin()
 
     def _begin(self) -> None:
+        self.clip, self.about = _described(self.folder)
         self.start: Event = {}
         self.best: Event = {}
         self.sample: Event = {}
@@ -280,7 +291,7 @@ class Watched:
         self.end = {}
 
     def _on_sample(self, e: Event) -> None:
-        self.sample = {"step": e["step"], "text": str(e["text"])}
+        self.sample = {"step": e["step"], "text": str(e["text"])[:LONGEST]}
 
     def _on_end(self, e: Event) -> None:
         test, reason = _real(e["test_nats_per_char"]), str(e["reason"])
@@ -420,10 +431,7 @@ def frame(
     if wide:
         measures = _measures(runs, view, side, room, style)
         charts = [left + right for left, right in zip(charts, measures, strict=True)]
-    pieces = [title, *facts, *sample]
-    head, *texts = [
-        paint([(printable(t, style), c) for t, c in line], width, style) for line in pieces
-    ]
+    head, *texts = [paint(line, width, style) for line in [title, *facts, *sample]]
     help = [paint([(_keys(view), FAINT)], width, style)] if view.help else []
     return [head, *charts, *texts, *help][:height]
 
@@ -435,7 +443,7 @@ def _keys(view: View) -> str:
 
 def _title(run: Watched, width: int, now: float) -> list[Piece]:
     """The name and the model at the left, the state at the right."""
-    state = run.state(now) + (f", {run.bad} bad lines" if run.bad else "") + " "
+    state = run.state(now) + (f", bad lines: {run.bad}" if run.bad else "") + " "
     parameters = f", {run.start['parameters']:,} parameters" if run.start else ""
     name, about = f" {run.name}", f"  {run.about}{parameters}"
     about = cut(about, width - columns_of(name + state) - 2)
@@ -685,7 +693,7 @@ class _Lines:
                 at = event["step"], ORDER.index(event["event"])
                 if not self.repeating or at > self.last:
                     self.repeating, self.last = False, at
-                    yield self.prefix + _line(event)
+                    yield self.prefix + _line(self.run, event["event"])
         if self.run.trouble:
             if self.run.trouble != self.trouble:
                 yield f"{self.prefix}{self.run.follower.path}: {self.run.trouble}"
@@ -693,27 +701,23 @@ class _Lines:
         self.trouble = self.run.trouble
 
 
-def _line(event: Event) -> str:
-    """An event in one line."""
-    where = f"step {event['step']:,}"
-    match event["event"]:
+def _line(run: Watched, kind: str) -> str:
+    """The event that a run has just taken, in one line."""
+    start, train, val, end = run.start, run.training.last, run.validating.last, run.end
+    match kind:
         case "start":
-            size = f"{event['batch_size']} x {event['seq_length']} characters"
-            return (
-                f"{where} of {event['total_steps']:,}, {size} each; "
-                f"{event['parameters']:,} parameters"
-            )
+            size = f"{start['batch_size']} x {start['seq_length']} characters"
+            return f"{start['total_steps']:,} steps of {size}, {start['parameters']:,} parameters"
         case "train":
             return (
-                f"{where}  training {units(_real(event['nats_per_char']))}  "
-                f"learning rate {_real(event['learning_rate']):.3g}  "
-                f"gradient norm {_real(event['grad_norm']):.3g}  "
-                f"{_real(event['time']['chars_per_second']):,.0f} chars/s"
+                f"step {train['steps']:,}  training {units(train['nats'])}  "
+                f"learning rate {train['rate']:.3g}  gradient norm {train['norm']:.3g}  "
+                f"{train['speed']:,.0f} chars/s"
             )
         case "validation":
-            best = "  (best)" if event["best"] else ""
-            return f"{where}  validation {units(_real(event['val_nats_per_char']))}{best}"
+            best = "  (best)" if run.best["step"] == val["steps"] else ""
+            return f"step {val['steps']:,}  validation {units(val['nats'])}{best}"
         case "sample":
-            return f"{where}  sample {json.dumps(event['text'], ensure_ascii=False)}"
-    reason = REASONS.get(event["reason"], event["reason"])
-    return f"{where}  {reason} after {duration(event['time']['seconds'])}"
+            text = json.dumps(run.sample["text"], ensure_ascii=False)
+            return f"step {run.sample['step']:,}  sample {text}"
+    return f"{REASONS.get(end['reason'], end['reason'])} after {duration(end['seconds'])}"
