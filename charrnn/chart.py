@@ -17,7 +17,7 @@ from dataclasses import dataclass
 Piece = tuple[str, str]
 """A text, and the parameters of the escape sequence that colours it: ``("loss", "1;36")``."""
 
-HUGE = 1e300  # beyond it, differences overflow: drawn as gaps
+TINY, HUGE = 1e-300, 1e300  # beyond them, arithmetic overflows or loses its digits
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of a braille pattern, by row
 BLOCKS, DENSITIES = "▁▂▃▄▅▆▇█", ".:-=+*#"
 APART = 4  # columns from one mark to the next of a series, so that the curve below is seen
@@ -117,16 +117,21 @@ class Axis:
     """Where numbers stand between the least and the greatest of ``values``."""
 
     def __init__(self, values: Iterable[float], log: bool = False) -> None:
-        known = [v for v in values if abs(v) < HUGE and (v > 0 or not log)]
+        self.log = log
+        known = [v for v in values if self.has(v)]
         low, high = min(known, default=1.0), max(known, default=1.0)
-        if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value stands in the middle
-            slack = abs(low) / 10 or 1.0
+        if high - low <= max(1e-9 * max(abs(low), abs(high)), TINY):  # one stands in the middle
+            slack = abs(low) / 10 if log or abs(low) > TINY else 1.0
             low, high = low - slack, high + slack
-        self.low, self.high, self.log = low, high, log
+        self.low, self.high = low, high
+
+    def has(self, value: float) -> bool:
+        """Whether a number has a place; else it is a gap."""
+        return (TINY if self.log else -HUGE) < value < HUGE
 
     def place(self, value: float) -> float:
         """From 0, at the least, to 1; NaN for a gap."""
-        if not abs(value) < HUGE or (self.log and value <= 0):
+        if not self.has(value):
             return math.nan
         if self.log:
             low, high = math.log(self.low), math.log(self.high)
@@ -148,7 +153,7 @@ class Axis:
 
 def _round_step(least: float) -> float:
     """The smallest of 1, 2, 5, 10, 20, ... and their tenths that is at least ``least``."""
-    power = 10.0 ** math.floor(math.log10(max(least, 1 / HUGE)))
+    power = 10.0 ** math.floor(math.log10(least))
     return next(m * power for m in (1, 2, 5, 10, 20) if m * power >= least * (1 - 1e-9))
 
 

@@ -441,7 +441,7 @@ class Terminal:
             stdout=self.slave,
             stderr=self.slave,
             env=self.environment() | environment,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,  # as a shell does; a group without a shell cannot be stopped
         )
 
     @staticmethod
@@ -556,11 +556,14 @@ def test_an_error_leaves_the_terminal_as_it_was(terminal, folder):
 def test_a_stopped_view_gives_the_terminal_back(terminal, folder):
     tty = terminal(folder)
     tty.shows("running")
-    os.kill(tty.process.pid, signal.SIGTSTP)
-    tty.until(lambda: "\x1b[?1049l" in tty.text)
-    assert tty.now() == tty.modes
-    os.kill(tty.process.pid, signal.SIGCONT)
-    tty.until(lambda: tty.text.count("\x1b[?1049h") == 2)
+    tty.process.send_signal(signal.SIGTSTP)
+    tty.until(lambda: "\x1b[?1049l" in tty.text and tty.now() == tty.modes)
+
+    def goes_on():
+        tty.process.send_signal(signal.SIGCONT)  # again and again: it may not have stopped yet
+        return tty.text.count("\x1b[?1049h") > 1
+
+    tty.until(goes_on)
     tty.text = tty.text[-200:]
     tty.shows("running")
     assert tty.now() != tty.modes
