@@ -143,7 +143,7 @@ class Screen:
 
             if remember:
                 self._modes = termios.tcgetattr(self.input)
-            tty.setcbreak(self.input)
+            tty.setcbreak(self.input, termios.TCSADRAIN)  # what was typed is kept
         self._write(ENTER)
         self._shown = ()
 
