@@ -89,8 +89,8 @@ def chart(
     _draw(canvas, series, rules, x_axis, y_axis)
     bar, tick = ("│", "┤") if style.unicode else ("|", "+")
     at_row = {canvas.y(y_axis.place(y)) // canvas.down: text for y, text in labels.items()}
-    for number, cells in enumerate(canvas.cells):
-        label = at_row.get(number, "")
+    for row, cells in enumerate(canvas.cells):
+        label = at_row.get(row, "")
         edge = (f"{label:>{margin}}{tick if label else bar}", FAINT)
         lines.append(paint([edge, *cells], width, style))
     lines += [paint(p, width, style) for p in _foot(x_axis, canvas, margin, x_label, style)]

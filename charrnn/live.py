@@ -302,7 +302,8 @@ class Watched:
         seconds = _finite(event["time"]["seconds"])
         if seconds < self._seconds:
             self._earlier += self._seconds
-        self.interval = abs(seconds - self._seconds)
+        elif self._seconds:  # a run that has begun; validations take longer than other lines
+            self.interval = max(seconds - self._seconds, 0.97 * self.interval)
         self._seconds = seconds
         return self._earlier + seconds
 
@@ -617,7 +618,7 @@ def _sample(runs: Sequence[Watched], width: int, height: int, style: Style) -> l
 # -- going round --------------------------------------------------------------------------------
 
 
-def watch(names: Sequence[str], keys: TextIO, stream: TextIO) -> None:
+def watch(names: Sequence[str], keys: TextIO | None, stream: TextIO) -> None:
     """Show runs until the user quits; without a terminal, until they have ended.
 
     Parameters
@@ -634,7 +635,7 @@ def watch(names: Sequence[str], keys: TextIO, stream: TextIO) -> None:
     short = [folder.resolve().name for folder in folders]
     alone = len(folders) == 1 or len(set(short)) < len(short)
     runs = [Watched(f, str(f) if alone else n) for f, n in zip(folders, short, strict=True)]
-    if usable(keys, stream):
+    if keys is not None and usable(keys, stream):
         _show(runs, keys, stream)
     else:
         _write_lines(runs, stream)

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import select
-import shutil
 import signal
 import sys
 import time
@@ -31,10 +30,7 @@ SHAPES = "─│┤┬└╌⣿▁█●"
 
 def usable(keys: TextIO, stream: TextIO) -> bool:
     """Whether a full-screen view can be shown on ``stream`` and steered from ``keys``."""
-    try:
-        both = keys.isatty() and stream.isatty()
-    except ValueError:  # closed
-        return False
+    both = keys.isatty() and stream.isatty()
     return both and os.environ.get("TERM") != "dumb" and _understands_sequences(stream)
 
 
@@ -98,8 +94,9 @@ class Screen:
             signal.signal(number, handler)
 
     def size(self) -> tuple[int, int]:
-        """Columns and lines, as they are now."""
-        return shutil.get_terminal_size()
+        """Columns and lines, as they are now: not as COLUMNS says, or lines would be broken."""
+        columns, lines = os.get_terminal_size(self.stream.fileno())
+        return columns or 80, lines or 24  # a serial line does not know
 
     def show(self, lines: Sequence[str]) -> None:
         """Write a frame: as many lines as the screen has, each as wide as it is."""

@@ -250,6 +250,7 @@ def test_states(folder):
     written = run.follower.written
     assert run.state(written + 3) == "running, 40 s left"
     assert run.state(written + 300) == "no news for 5 min 00 s"
+    assert run.interval == pytest.approx(1.0, rel=0.05)
     path.write_bytes(text_of([*HISTORY, END]))
     assert watched(folder).state(written + 300) == "finished after 40 s"
     path.write_bytes(text_of([*HISTORY, END, START | {"total_steps": 800}, train(410)]))
@@ -409,6 +410,14 @@ def test_lines_without_a_terminal(folder):
     ]
 
 
+def test_lines_without_standard_input(folder, monkeypatch):
+    with open(folder / "metrics.jsonl", "ab") as file:
+        file.write(text_of([END]))
+    stream = io.StringIO()
+    live.watch([str(folder)], None, stream)
+    assert stream.getvalue().endswith("finished after 40 s\n")
+
+
 def test_lines_that_a_resumed_run_repeats_come_once(folder):
     path = folder / "metrics.jsonl"
     log = live._Lines(Watched(folder, "book"), "book: ")
@@ -514,7 +523,7 @@ def terminal():
 
 
 def test_a_view_from_the_first_key_to_the_last(terminal, folder):
-    tty = terminal(folder)
+    tty = terminal(folder, COLUMNS="300", LINES="7")  # of another terminal
     tty.shows("running, 40 s left")
     assert [len(line) for line in tty.frame()] == [80] * 24
     assert tty.now() != tty.modes  # no echo, no lines
@@ -534,6 +543,11 @@ def test_a_view_from_the_first_key_to_the_last(terminal, folder):
     assert tty.process.poll() is None
     tty.type("q")
     assert tty.ended() == 0
+
+
+def test_a_terminal_that_does_not_know_its_size(terminal, folder):
+    tty = terminal(folder, columns=0, lines=0)
+    tty.until(lambda: [len(line) for line in tty.frame()] == [80] * 24)
 
 
 @pytest.mark.parametrize("number, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
