@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import json
@@ -255,6 +256,8 @@ def test_states(folder):
     assert watched(folder).state(written + 300) == "finished after 40 s"
     path.write_bytes(text_of([*HISTORY, END, START | {"total_steps": 800}, train(410)]))
     assert watched(folder).state(time.time()).startswith("running")
+    path.write_bytes(text_of([*HISTORY, END, train(410)]))  # more --patience: no start is written
+    assert watched(folder).state(time.time()).startswith("running")
     path.unlink()
     assert watched(folder).state(time.time()) == "waiting for its first line"
 
@@ -444,6 +447,7 @@ class Terminal:
         self.resize(columns, lines)
         self.modes = self.now()
         self.text = ""
+        self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end in a letter
         self.process = subprocess.Popen(
             [sys.executable, "-m", "charrnn", "monitor", *map(str, arguments)],
             stdin=self.slave,
@@ -486,7 +490,7 @@ class Terminal:
         while not condition():
             assert time.monotonic() - start < PATIENCE, self.frame()
             if select.select([self.master], [], [], 0.05)[0]:
-                self.text += os.read(self.master, 65536).decode(errors="replace")
+                self.text += self.decode(os.read(self.master, 65536))
 
     def shows(self, part):
         self.until(lambda: any(part in line for line in self.frame()))
@@ -495,7 +499,7 @@ class Terminal:
         """The exit status; all has been given back by then."""
         self.until(lambda: self.process.poll() is not None)
         while select.select([self.master], [], [], 0)[0]:
-            self.text += os.read(self.master, 65536).decode(errors="replace")
+            self.text += self.decode(os.read(self.master, 65536))
         assert self.now() == self.modes
         assert self.text.rindex("\x1b[?1049l") > self.text.rindex("\x1b[?1049h")
         assert self.text.rindex("\x1b[?25h") > self.text.rindex("\x1b[?25l")
@@ -535,6 +539,7 @@ def test_a_view_from_the_first_key_to_the_last(terminal, folder):
     tty.resize(133, 40)
     tty.until(lambda: [len(line) for line in tty.frame()] == [133] * 40)
     assert any("clip 0.5" in line for line in tty.frame())
+    assert tty.text.count("\x1b[H\x1b[J") == 2  # at first, and for the new size
     with open(folder / "metrics.jsonl", "ab") as file:
         file.write(text_of([train(300), END]))
     tty.shows("finished after 40 s")
