@@ -111,15 +111,21 @@ def plan(
     length = data.window_length
     if data.bptt == "full" and len(documents) > 1:
         return Documents(ids, documents, data.batch_size, length), None
+    if data.truncation_prob is not None:  # then this alone says how long windows are
+        length = _mean_length(*data.truncation(0))
     batch, length, note = fit(len(ids), data.batch_size, length)
     streams = Streams(ids, batch)
     if data.bptt == "randomized":
-        spared, probability = data.truncation(length)
-        return Randomized(streams, spared, probability, seed), note
+        return Randomized(streams, *data.truncation(length), seed), note
     if data.bptt == "sliding":
         k1, k2 = data.look_back
         return Windows(streams, length, overlap=k2 - k1), note
     return Windows(streams, length, carried=data.bptt == "truncated"), note
+
+
+def _mean_length(spared: int, probability: float) -> int | None:
+    """Characters of a window that ends at random, on average; None if it does not."""
+    return round(spared - 1 + 1 / probability) if probability else None
 
 
 class Windows(Plan):
@@ -168,9 +174,7 @@ class Randomized(Plan):
     def __init__(self, streams: Streams, spared: int, probability: float, seed: int) -> None:
         self.streams, self.batch_size, self.seed = streams, streams.batch_size, seed
         self.spared, self.probability = spared, probability
-        mean = spared - 1 + 1 / probability if probability else streams.length
-        self.mean = min(mean, streams.length)
-        self.seq_length = round(self.mean)
+        self.seq_length = min(_mean_length(spared, probability) or streams.length, streams.length)
         self.longest = min(4 * self.seq_length, streams.length)
         self._first_steps = [0]  # of every epoch
         self._bounds: list[NDArray[np.int64]] = []  # of every epoch's windows
@@ -209,7 +213,7 @@ class Randomized(Plan):
         ids, targets = self.streams.part(t0, t1)
         ways = np.ones((t1 - t0, 1))
         ways[self.spared - 1 :] /= 1 - self.probability or 1
-        weight = (t1 - t0) / self.mean
+        weight = (t1 - t0) / self.seq_length
         return Piece(ids, targets, t0 > 0, t1 - t0, targets.size, weight, ways)
 
     def chars(self, step: int) -> int:
