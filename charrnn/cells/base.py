@@ -21,6 +21,7 @@ The gradients of the weights are products over all T*B rows, which `weight_produ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -29,6 +30,14 @@ from charrnn.kernels.pack import pack, pack_t, packed
 from charrnn.threads import Call, Part, share
 
 Arrays = dict[str, np.ndarray]
+
+SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": lambda y: 1 - y**2,
+    "sigmoid": lambda y: y * (1 - y),
+    "relu": lambda y: (y > 0) * 1.0,
+    "identity": np.ones_like,
+}
+"""Activation -> its derivative, seen from its value."""
 
 
 class Product(NamedTuple):
@@ -75,6 +84,8 @@ class Cell(ABC):
     """Work arrays (T, B, .) in which `backward` leaves what the weights' gradients are made of."""
     torch_module: ClassVar[str] = ""
     activations: ClassVar[tuple[str, ...]] = ("tanh",)
+    squashes: dict[str, str]
+    """Gate -> its activation, in the order of the columns of ``gates``."""
 
     def __init__(self, activation: str = "tanh") -> None:
         self.activation = activation
@@ -117,6 +128,24 @@ class Cell(ABC):
     def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
         """Calls for gradients that are neither products nor the bias ``b``; they may be added."""
         return []
+
+    def kept(self, p: Arrays, w: Arrays) -> np.ndarray | None:
+        """(T, B, H): the factor that takes a unit's memory from step to step without a matrix.
+
+        The memory is the last of the ``states``; None if the cell has no such path.
+        """
+        return None
+
+    def exposure(self, w: Arrays) -> Arrays:
+        """State -> derivative of h by it within a step, unit by unit, (T, B, H); h left out."""
+        return {}
+
+    def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray | None:
+        """dh_t/da, (T, B, H), for a cell of one gate: a is the sum before its activation.
+
+        The largest singular value s of Wh then bounds a step's Jacobian: it is kept + slope * s.
+        """
+        return None
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         """A layer's weights under PyTorch's names and in its layout.

@@ -86,6 +86,7 @@ class FastRNN(Cell):
     gates = 1
     reads = ("gates", "h")
     leaves = ("gates", "sums")
+    squashes = {"a": "tanh"}
 
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().shapes(D, H) | {"alpha": (1,), "beta": (1,)}
@@ -103,6 +104,12 @@ class FastRNN(Cell):
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"], w["ways"])
         return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], *part)
+
+    def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
+        return np.broadcast_to(p["beta"], w["gates"].shape)
+
+    def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
+        return np.abs(p["alpha"]) * (1 - gates**2)
 
     def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
         return [(_add_up, (g["alpha"], g["beta"], w["sums"], accumulate))]

@@ -96,6 +96,7 @@ class GRU(Cell):
     gates = 3
     reads = ("gates", "h")
     torch_module = "GRU"
+    squashes = {"r": "sigmoid", "z": "sigmoid", "n": "tanh"}
 
     def shapes(self, D: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().shapes(D, H) | {"bhn": (H,)}
@@ -115,6 +116,10 @@ class GRU(Cell):
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["gates"], w["h"], w["ways"])
         return backward, (*arrays, k["Wh_rzT"], k["Wh_nT"], *part)
+
+    def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
+        H = len(p["Wh"])
+        return w["gates"][..., H : 2 * H]
 
     def weight_products(self, g: Arrays, w: Arrays) -> list[Product]:
         T, H = len(w["gates"]), len(g["Wh"])

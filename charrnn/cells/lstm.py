@@ -94,6 +94,7 @@ class LSTM(Cell):
     states = ("h", "c")
     reads = ("gates", "c")
     torch_module = "LSTM"
+    squashes = {"i": "sigmoid", "f": "sigmoid", "g": "tanh", "o": "sigmoid"}
 
     def initialize(self, p: Arrays) -> None:
         """Forget gates start open (Jozefowicz et al. 2015): their bias is 1."""
@@ -106,6 +107,14 @@ class LSTM(Cell):
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["dc0"], w["gates"], w["c"], w["ways"])
         return backward, (*arrays, k["WhT"], *part)
+
+    def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
+        H = len(p["Wh"])
+        return w["gates"][..., H : 2 * H]
+
+    def exposure(self, w: Arrays) -> Arrays:
+        H = w["c"].shape[-1]
+        return {"c": w["gates"][..., 3 * H :] * (1 - np.tanh(w["c"][1:]) ** 2)}
 
 
 CELL = LSTM

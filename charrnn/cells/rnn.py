@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell, Part
+from charrnn.cells.base import SLOPES, Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import sigmoid, tanh
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
@@ -84,6 +84,13 @@ class RNN(Cell):
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         code = CODES[self.activation]
         return forward, (w["h"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], code, *part)
+
+    def __init__(self, activation: str = "tanh") -> None:
+        super().__init__(activation)
+        self.squashes = {"h": activation}
+
+    def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
+        return SLOPES[self.activation](gates)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         code = CODES[self.activation]

@@ -1,0 +1,702 @@
+"""Where the gradient goes on its way back through time: measurements that change nothing.
+
+L_l is the loss, in nats, of the target at time l of a window. Imagine that every time step e had
+its own copy of all parameters: the *component* (l, e) is the gradient of L_l by the copy of step e,
+all others held. Summed over e it is the gradient of L_l, summed over l and e the total gradient.
+
+A `Probe` runs one stream of text forward, once, and then takes the gradients of many losses back
+side by side, as the rows of a batch whose rows all have the same states: step by step through the
+cells' own compiled `backward`. With one stream a component is a product of two vectors, so that its
+norm is the product of their norms and no matrix is made. All is float64: far components of a plain
+network are smaller than float32 can hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from charrnn.cells.base import SLOPES, Arrays, Cell, Part
+from charrnn.errors import InputError
+from charrnn.kernels.seat import ALONE, NOWHERE
+from charrnn.model import Model
+from charrnn.params import Params
+from charrnn.passes import Pass, State
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+CHECKED = 8
+"""Losses whose own sum of components is compared with an ordinary gradient."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Plain numbers and arrays by name."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, JSON-ready: arrays become nested lists."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Measurement):
+        return value.to_json()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def in_float64(model: Model) -> Model:
+    """A model with the same weights, float64; without dropout."""
+    config = dataclasses.replace(model.config, dtype="float64", precision="float32", dropout=0.0)
+    double = Model(config, model.vocab_size)
+    for name, view in model.params.views.items():
+        double.params.views[name][:] = view
+    double.changed()
+    return double
+
+
+# -- the way back -----------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    """Gradients of some losses at one time step; a row is a loss, the latest first."""
+
+    time: int
+    losses: np.ndarray
+    """(R,): those at or after ``time``."""
+    layers: list[Arrays]
+    """Each layer's gradients by its states after the step, ``h`` and for some cells ``c`` (R, H),
+    and what the cell's backward leaves, ``gates`` (R, width) and the like; good until the next."""
+    input: np.ndarray
+    """(R, V) by a one-hot input, (R, E) by an embedding."""
+
+
+class _Layer:
+    """One layer's weights and values, and one step back through it for many rows."""
+
+    def __init__(
+        self, cell: Cell, p: Arrays, values: Arrays, ids: np.ndarray, x: np.ndarray | None
+    ) -> None:
+        self.cell, self.p, self.values, self.ids, self.x = cell, p, values, ids, x
+        packing = cell.packing(p, "float64", True)
+        for kernel, args in packing.back:
+            kernel(*args)
+        self.k = packing.arrays
+        self.width = p["Wx"].shape[1]
+        self.exposure = cell.exposure(values)
+        self.own = [name for name in p if name not in ("Wx", "Wh", "b")]
+        self.scratch = {name: np.zeros_like(array) for name, array in p.items()}
+
+    def room(self, rows: int) -> Arrays:
+        """Work arrays for one time step."""
+        shapes = self.cell.work_shapes(1, rows, len(self.p["Wh"]))
+        return {name: np.zeros(shape) for name, shape in shapes.items()}
+
+    def values_width(self, name: str) -> int:
+        """Columns of a work array."""
+        return self.cell.work_shapes(1, 1, len(self.p["Wh"]))[name][2]
+
+    def back(self, room: Arrays, time: int, rows: int, dh: np.ndarray | float) -> Arrays:
+        """Undo one step for the first ``rows`` rows; ``dh`` comes from above (rows, H)."""
+        others = {s: room[f"d{s}0"][:rows].copy() for s in self.exposure}
+        for name in self.cell.reads:
+            slots = len(room[name])
+            room[name][:, :rows] = self.values[name][time : time + slots]
+        room["ways"][:] = 1
+        room["dh"][0, :rows] = dh
+        kernel, args = self.cell.backward(self.p, self.k, room, Part(0, rows, NOWHERE, ALONE))
+        kernel(*args)
+        found = {name: room[name][0, :rows] for name in self.cell.leaves}
+        found["h"] = room["dh"][0, :rows]
+        for s, d in others.items():
+            found[s] = d + found["h"] * self.exposure[s][time]
+        return found
+
+    def to_input(self, gates: np.ndarray) -> np.ndarray:
+        """The gradient by the layer's input, (R, D)."""
+        return gates[:, : self.width] @ self.p["Wx"].T
+
+    def norms(self, time: int, found: Arrays) -> dict[str, np.ndarray]:
+        """Parameter -> norm of every row's component of this step, (R,)."""
+        gates = found["gates"]
+        bias = np.linalg.norm(gates[:, : self.width], axis=1)
+        size = 1.0 if self.x is None else np.linalg.norm(self.x[time])
+        norms = {"Wx": size * bias, "b": bias}
+        work = {"h": self.values["h"][time : time + 2], "gates": gates[None]}
+        squares = np.zeros(len(gates))
+        for product in self.cell.weight_products(self.scratch, work):
+            part = product.dgates[:, product.first + product.shift : product.last + product.shift]
+            squares += (np.linalg.norm(product.inputs) * np.linalg.norm(part, axis=1)) ** 2
+        norms["Wh"] = np.sqrt(squares)
+        if self.own:
+            each = []
+            for row in range(len(gates)):
+                self._reduce({n: found[n][None, row : row + 1] for n in self.cell.leaves})
+                each.append([np.linalg.norm(self.scratch[name]) for name in self.own])
+            norms |= dict(zip(self.own, np.reshape(each, (-1, len(self.own))).T, strict=True))
+        return norms
+
+    def gradients(self, first: int, leaves: Arrays) -> Arrays:
+        """Parameter -> gradient, of steps from ``first`` on that left ``leaves`` (n, width)."""
+        n, gates = len(leaves["gates"]), leaves["gates"][:, : self.width]
+        steps = slice(first, first + n)
+        g = {name: np.zeros_like(array) for name, array in self.p.items()}
+        work = {name: np.ascontiguousarray(array[:, None]) for name, array in leaves.items()}
+        self._reduce(work)
+        g |= {name: self.scratch[name].copy() for name in self.own}
+        for product in self.cell.weight_products(g, work | {"h": self.values["h"][first:]}):
+            m0, m1 = product.first, product.last
+            dgates = product.dgates[:, m0 + product.shift : m1 + product.shift]
+            product.gradient[:, m0:m1] = product.inputs[:n].T @ dgates
+        if self.x is None:
+            np.add.at(g["Wx"], self.ids[steps], gates)
+        else:
+            g["Wx"][:] = self.x[steps].T @ gates
+        g["b"][:] = gates.sum(axis=0)
+        return g
+
+    def _reduce(self, work: Arrays) -> None:
+        """Fill the ``scratch`` of parameters that are neither matrices nor the bias ``b``."""
+        for kernel, args in self.cell.reductions(self.scratch, work, False):
+            kernel(*args)
+
+
+class Probe:
+    """One stream of text through a model, and the gradients of its losses on their way back.
+
+    Parameters
+    ----------
+    model : of any type; a float64 copy is made
+    ids, targets : (T,) integers
+    state : before the window, (L, 1, H) each; None is zero
+
+    Attributes
+    ----------
+    losses : (T,) nats
+    """
+
+    def __init__(
+        self, model: Model, ids: np.ndarray, targets: np.ndarray, state: State | None = None
+    ) -> None:
+        self.model = model = in_float64(model)
+        self.ids, self.targets = np.asarray(ids), np.asarray(targets)
+        columns = self.ids[:, None], self.targets[:, None]
+        self.losses = model.losses(*columns, state)[0][:, 0]
+        self.state = state
+        run = Pass(model, len(self.ids), 1, "forward")
+        run.load(*columns)
+        run.set_state(state)
+        run.run_forward()
+        x = [array[:, 0] if array.size else None for array in run.window.x]
+        self.layers = [
+            _Layer(model.cell, p, w, self.ids, x[i])
+            for i, (p, w) in enumerate(zip(run.stack.p, run.window.w, strict=True))
+        ]
+        self.skips = [run.window.skips(i) for i in range(len(self.layers))]
+        self.output = run.window.x[-1][:, 0]
+        head = model.params.views
+        z = self.output @ head["head.Wy"] + head["head.by"]
+        p = np.exp(z - z.max(axis=1, keepdims=True))
+        self.dlogits = p / p.sum(axis=1, keepdims=True)
+        self.dlogits[np.arange(len(z)), self.targets] -= 1
+
+    @property
+    def length(self) -> int:
+        """Time steps of the window (T)."""
+        return len(self.ids)
+
+    def walk(self, losses: Sequence[int] | np.ndarray) -> Iterator[Step]:
+        """Take the gradients of these losses back, step by step, from the last one to step 0."""
+        rows_of = np.sort(np.asarray(losses))[::-1]
+        if not len(rows_of) or not 0 <= rows_of[-1] <= rows_of[0] < self.length:
+            raise InputError(f"losses {losses}: needed are times from 0 to {self.length - 1}")
+        rooms = [layer.room(len(rows_of)) for layer in self.layers]
+        doutput = self.dlogits @ self.model.params.views["head.Wy"].T
+        for time in range(rows_of[0], -1, -1):
+            rows = int(np.count_nonzero(rows_of >= time))
+            d = np.where(rows_of[:rows, None] == time, doutput[time], 0.0)
+            found: list[Arrays] = []
+            for layer, room, skips in zip(
+                self.layers[::-1], rooms[::-1], self.skips[::-1], strict=True
+            ):
+                found.insert(0, layer.back(room, time, rows, d))
+                below = layer.to_input(found[0]["gates"])
+                d = below + d if skips else below
+            yield Step(time, rows_of[:rows], found, d)
+
+    def jacobians(
+        self, layer: int, last: int, count: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For k = 1, 2, ... ``count``: a step's Jacobian and the product of the last k.
+
+        With s a layer's state, (h, c) side by side where there is a c, and S its width:
+        ds_t/ds_(t-1) at t = last - k + 1, and ds_last/ds_(last-k), both (S, S), the later state in
+        the rows.
+        """
+        one, H = self.layers[layer], self.model.config.hidden_size
+        names = [f"d{s}0" for s in self.model.cell.states]
+        S = H * len(names)
+        step, product = one.room(S), one.room(S)
+
+        def start(room: Arrays) -> None:
+            for i, name in enumerate(names):
+                room[name][:] = np.eye(S, H, -i * H)
+
+        start(product)
+        for time in range(last, last - count, -1):
+            start(step)
+            found = []
+            for room in (step, product):
+                one.back(room, time, S, 0.0)
+                found.append(np.hstack([room[name] for name in names]))
+            yield found[0], found[1]
+
+    def terms(self, loss: int) -> list[Arrays]:
+        """``terms[e]``: the component (loss, e) by every parameter, under its own name.
+
+        The head's is zero for e < loss. ``input`` is the gradient by what the network reads at e:
+        (V,) for a one-hot input, (E,) for an embedding.
+        """
+        found = [
+            self.gradients_of(s.time, [{n: a[:1] for n, a in w.items()} for w in s.layers], s.input)
+            | {"input": s.input[0].copy()}
+            for s in self.walk([loss])
+        ][::-1]
+        for e, term in enumerate(found):
+            here = self.dlogits[loss] * (e == loss)
+            term["head.Wy"] = np.outer(self.output[e], here)
+            term["head.by"] = here
+        return found
+
+    def component(self, loss: int, step: int) -> Arrays:
+        """The component (loss, step) by every parameter and the input: see `terms`."""
+        return self.terms(loss)[step]
+
+    def norms(self, step: Step) -> dict[str, np.ndarray]:
+        """Parameter of the layers, embedding, ``input`` -> norms of the components, (R,)."""
+        size = np.linalg.norm(step.input, axis=1)
+        found = {"input": size}
+        if "embedding" in self.model.params.views:
+            found["embedding"] = size
+        for i, (layer, w) in enumerate(zip(self.layers, step.layers, strict=True)):
+            found |= {f"layers.{i}.{n}": a for n, a in layer.norms(step.time, w).items()}
+        return found
+
+    def gradients_of(self, first: int, layers: list[Arrays], inputs: np.ndarray) -> Arrays:
+        """Gradients of the layers and the embedding, of steps from ``first`` on.
+
+        ``layers`` and ``inputs`` are as in `Step`, but their rows are steps.
+        """
+        found: Arrays = {}
+        if "embedding" in self.model.params.views:
+            found["embedding"] = np.zeros(self.model.shapes()["embedding"])
+            np.add.at(found["embedding"], self.ids[first : first + len(inputs)], inputs)
+        for i, (layer, w) in enumerate(zip(self.layers, layers, strict=True)):
+            leaves = {name: w[name] for name in self.model.cell.leaves}
+            g = layer.gradients(first, leaves)
+            found |= {f"layers.{i}.{name}": array for name, array in g.items()}
+        return found
+
+    def gradient(self, losses: Sequence[int] | np.ndarray) -> Params:
+        """The gradient of the sum of these losses by the ordinary way of training."""
+        run = Pass(self.model, self.length, 1, "gradient")
+        targets = np.full((self.length, 1), -1)
+        targets[losses, 0] = self.targets[losses]
+        run.load(self.ids[:, None], targets, 1.0, 1)
+        run.set_state(self.state)
+        run.run_gradients()
+        return self.model.grads
+
+
+# -- components ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Components(Measurement):
+    """Norms of the components of some losses.
+
+    Attributes
+    ----------
+    losses : (R,) times l, ascending
+    nats : (R,) their losses
+    norms : parameter or ``input`` -> (R, T): the norm of component (l, e), 0 where e > l
+    totals : parameter -> norm of the sum over these l and all e
+    own_residual : largest relative difference between the sum over e and the gradient of L_l by
+        the ordinary way, over a few l and all tensors: max|a - b| / max|b| of a tensor
+    total_residual : the same of the sum over all these l and e
+    """
+
+    losses: np.ndarray
+    nats: np.ndarray
+    norms: Arrays
+    totals: dict[str, float]
+    own_residual: float
+    total_residual: float
+
+
+def components(
+    probe: Probe,
+    losses: Sequence[int] | np.ndarray | None = None,
+    checked: Sequence[int] | np.ndarray | None = None,
+) -> Components:
+    """Measure the components of these losses, by default all, and check their sums.
+
+    ``checked`` are those whose own sum is compared, by default `CHECKED` of them, evenly spread.
+    """
+    times = np.arange(probe.length) if losses is None else np.unique(losses)
+    R = len(times)
+    if checked is None:
+        checked = np.unique(times[np.linspace(0, R - 1, min(R, CHECKED)).astype(int)])
+    norms = {name: np.zeros((R, probe.length)) for name in (*probe.model.shapes(), "input")}
+    sums = [_Sum(probe, each) for each in (times, *np.reshape(checked, (-1, 1)))]
+    for step in probe.walk(times):
+        rows = np.searchsorted(times, step.losses)
+        for name, values in probe.norms(step).items():
+            norms[name][rows, step.time] = values
+        for each in sums:
+            each.add(step)
+    at_head = np.linalg.norm(probe.dlogits[times], axis=1)
+    norms["head.by"][np.arange(R), times] = at_head
+    norms["head.Wy"][np.arange(R), times] = at_head * np.linalg.norm(probe.output[times], axis=1)
+    total, *own = [each.residual() for each in sums]
+    totals = {name: float(np.linalg.norm(a)) for name, a in sums[0].gradient().items()}
+    return Components(times, probe.losses[times], norms, totals, max(own, default=0.0), total)
+
+
+class _Sum:
+    """The sum over all e of the components of some losses, gathered on their way back."""
+
+    def __init__(self, probe: Probe, losses: np.ndarray) -> None:
+        self.probe, self.losses = probe, losses
+        config, T = probe.model.config, probe.length
+        self.input = np.zeros((T, config.embedding_size or probe.model.vocab_size))
+        self.leaves: list[Arrays] = [
+            {n: np.zeros((T, layer.values_width(n))) for n in probe.model.cell.leaves}
+            for layer in probe.layers
+        ]
+
+    def add(self, step: Step) -> None:
+        rows = np.isin(step.losses, self.losses)
+        self.input[step.time] = step.input[rows].sum(axis=0)
+        for mine, found in zip(self.leaves, step.layers, strict=True):
+            for name, array in mine.items():
+                array[step.time] = found[name][rows].sum(axis=0)
+
+    def gradient(self) -> Arrays:
+        """Parameter -> the sum."""
+        found = self.probe.gradients_of(0, self.leaves, self.input)
+        dlogits = self.probe.dlogits[self.losses]
+        found["head.Wy"] = self.probe.output[self.losses].T @ dlogits
+        found["head.by"] = dlogits.sum(axis=0)
+        return found
+
+    def residual(self) -> float:
+        """The largest relative difference of a tensor from the gradient by the ordinary way."""
+        want = self.probe.gradient(self.losses).views
+        return max(_difference(array, want[name]) for name, array in self.gradient().items())
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / (np.abs(b).max() or 1.0))
+
+
+# -- reach ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve(Measurement):
+    """How one layer's state hears the losses after it.
+
+    Attributes
+    ----------
+    layer : from 0
+    path : a state, ``h`` or ``c``; or ``c alone``: the part of ``c`` that went back through the
+        memory's own factor (forget gate, update gate, beta) and through no matrix
+    at_zero : (P,) the norm at lag 0, of each position
+    quantiles : (5, K + 1) of the norm at lag k, as a share of that at lag 0, over the positions: at
+        `QUANTILES`
+    """
+
+    layer: int
+    path: str
+    at_zero: np.ndarray
+    quantiles: np.ndarray
+
+    @property
+    def median(self) -> np.ndarray:
+        """(K + 1,)"""
+        return self.quantiles[QUANTILES.index(0.5)]
+
+    def falls_below(self, share: float) -> int | None:
+        """The lag from which on the median stays below ``share``; None if it does not so far."""
+        above = np.flatnonzero(~(self.median < share))
+        lag = int(above[-1]) + 1 if len(above) else 0
+        return lag if lag < len(self.median) else None
+
+    def to_json(self) -> dict[str, Any]:
+        lags = {f"falls_below_{s:g}": self.falls_below(s) for s in (0.01, 0.001)}
+        return super().to_json() | lags
+
+
+@dataclass(frozen=True)
+class Reach(Measurement):
+    """The norm of dL_l/dh_(l-k) against k, h after the step; many positions l.
+
+    A state's gradient is total: c's includes what it does through the h of its own step, and that
+    of a lower layer's h what it does through the layers above.
+    """
+
+    positions: np.ndarray
+    curves: list[Curve]
+
+    def curve(self, layer: int, path: str = "h") -> Curve:
+        """One of the curves; a negative ``layer`` counts from the top."""
+        layer %= 1 + max(c.layer for c in self.curves)
+        return next(c for c in self.curves if (c.layer, c.path) == (layer, path))
+
+
+def reach(probe: Probe, positions: int = 50, lags: int | None = None) -> Reach:
+    """Measure how far back the losses are heard.
+
+    ``positions`` losses, evenly spread over the times from ``lags`` on, are sent back ``lags``
+    steps, by default half the window.
+    """
+    T, memory = probe.length, probe.model.cell.states[-1]
+    K = T // 2 if lags is None else min(lags, T - 1)
+    times = np.unique(np.linspace(K, T - 1, max(1, min(positions, T - K))).astype(int))
+    kept = [layer.cell.kept(layer.p, layer.values) for layer in probe.layers]
+    norms: dict[tuple[int, str], np.ndarray] = {}
+    alone = [np.zeros((0, probe.model.config.hidden_size))] * len(kept)
+    for step in probe.walk(times):
+        lag = step.losses - step.time
+        rows = np.flatnonzero(lag <= K)
+        for i, found in enumerate(step.layers):
+            paths = {s: found[s] for s in probe.model.cell.states}
+            keeps = kept[i]
+            if keeps is not None:
+                here = found[memory].copy()
+                here[: len(alone[i])] = alone[i] * keeps[min(step.time + 1, T - 1), 0]
+                alone[i] = paths[f"{memory} alone"] = here
+            for path, d in paths.items():
+                table = norms.setdefault((i, path), np.zeros((len(times), K + 1)))
+                table[rows, lag[rows]] = np.linalg.norm(d[rows], axis=1)
+    curves = []
+    for (layer, path), table in sorted(norms.items(), key=lambda item: item[0][0]):
+        table = table[::-1]  # the walk has the latest first
+        start = table[:, :1]
+        shares = np.divide(table, start, out=np.zeros_like(table), where=start > 0)
+        curves.append(Curve(layer, path, start[:, 0], np.quantile(shares, QUANTILES, axis=0)))
+    return Reach(times, curves)
+
+
+# -- why ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gate(Measurement):
+    """What one gate of a layer does in the window; (H,) or (T, H) numbers summed up.
+
+    Attributes
+    ----------
+    low, high : shares of its values that are saturated: sigmoid below 0.1 and above 0.9, tanh
+        below -0.9 and above 0.9, relu 0 (dead) and none
+    slope : mean derivative of its activation
+    singular_values : (H,) of its block of the recurrent matrix, descending
+    spectral_radius : the largest absolute eigenvalue of that block
+    """
+
+    name: str
+    activation: str
+    low: float
+    high: float
+    slope: float
+    singular_values: np.ndarray
+    spectral_radius: float
+
+
+@dataclass(frozen=True)
+class Why(Measurement):
+    """What makes one layer's gradient vanish or explode.
+
+    Attributes
+    ----------
+    layer : from 0
+    gates : what they do, and their blocks of the recurrent matrix
+    memory_chars : (H,) each unit's time constant in characters, -1 / (mean of ln f over the window)
+        with f what takes its memory from step to step; inf if nothing is lost; None without such
+    last : (P,) where the products below end
+    steps : (P, K) norm (largest singular value) of each step's Jacobian, the last step first
+    products : (P, K) norm of the product of the last k = 1 ... K Jacobians
+    step_bounds : (P, K) product of the k steps' norms, which no product exceeds
+    sigma_bounds : (P, K) product of (kept + largest slope * largest singular value of Wh), for
+        cells of one gate; else None: no single singular value bounds a gated cell
+    """
+
+    layer: int
+    gates: list[Gate]
+    memory_chars: np.ndarray | None
+    last: np.ndarray
+    steps: np.ndarray
+    products: np.ndarray
+    step_bounds: np.ndarray
+    sigma_bounds: np.ndarray | None
+
+
+SATURATED = {"sigmoid": (0.1, 0.9), "tanh": (-0.9, 0.9), "relu": (0.0, np.inf)}
+
+
+def why(probe: Probe, layer: int = -1, positions: int = 2, steps: int = 32) -> Why:
+    """Measure a layer; products of ``steps`` Jacobians end at ``positions`` times."""
+    index = layer % len(probe.layers)
+    one, T = probe.layers[index], probe.length
+    K = min(steps, T)
+    lasts = np.unique(np.linspace(K - 1, T - 1, max(1, min(positions, T - K + 1))).astype(int))
+    norms = np.array(
+        [
+            [[spectral_norm(a) for a in pair] for pair in probe.jacobians(index, int(last), K)]
+            for last in lasts
+        ]
+    )
+    kept = one.cell.kept(one.p, one.values)
+    chars = None
+    if kept is not None:
+        with np.errstate(divide="ignore"):
+            chars = -1 / np.log(np.abs(kept[:, 0])).mean(axis=0)
+            chars[chars < 0] = np.inf
+    return Why(
+        index, _gates(one), chars, lasts, norms[:, :, 0], norms[:, :, 1],
+        np.cumprod(norms[:, :, 0], axis=1), _sigma_bounds(one, lasts, K),
+    )  # fmt: skip
+
+
+def _gates(layer: _Layer) -> list[Gate]:
+    H, found = len(layer.p["Wh"]), []
+    for i, (name, activation) in enumerate(layer.cell.squashes.items()):
+        block = slice(i * H, (i + 1) * H)
+        values, Wh = layer.values["gates"][:, 0, block], layer.p["Wh"][:, block]
+        low, high = SATURATED.get(activation, (-np.inf, np.inf))
+        below = values <= low if activation == "relu" else values < low
+        found.append(
+            Gate(
+                name, activation, float(below.mean()), float((values > high).mean()),
+                float(SLOPES[activation](values).mean()),
+                np.linalg.svd(Wh, compute_uv=False),
+                float(np.abs(np.linalg.eigvals(Wh)).max()),
+            )
+        )  # fmt: skip
+    return found
+
+
+def _sigma_bounds(layer: _Layer, lasts: np.ndarray, K: int) -> np.ndarray | None:
+    slope = layer.cell.slope(layer.p, layer.values["gates"])
+    if slope is None:
+        return None
+    bound = slope[:, 0].max(axis=1) * spectral_norm(layer.p["Wh"])
+    kept = layer.cell.kept(layer.p, layer.values)
+    if kept is not None:
+        bound = bound + np.abs(kept[:, 0]).max(axis=1)
+    return np.array([np.cumprod(bound[last - np.arange(K)]) for last in lasts])
+
+
+def spectral_norm(a: np.ndarray) -> float:
+    """The largest singular value of a matrix, however small its elements are."""
+    scale = np.abs(a).max()
+    if not 0 < scale < np.inf:
+        return float(scale)
+    a = a / scale
+    return float(scale * np.sqrt(np.linalg.eigvalsh(a.T @ a)[-1]))
+
+
+# -- clipping -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clipping(Measurement):
+    """What clipping did in a run, and what it does to W gradients of its model.
+
+    Attributes
+    ----------
+    limit, value_limit : ``--grad-clip`` and ``--grad-clip-value``; 0 is off
+    steps : how many are in the run's metrics
+    clipped : share of them whose gradient was shortened by norm
+    logged : (N,) gradient norms of the lines of the metrics, before clipping
+    scales, elements : (M,) of the lines of ``--log-gradients``: mean factor of clipping by norm,
+        and share of the elements that were cut off by value
+    names : what the W gradients are called
+    norms : (W,) of them, before clipping
+    factors : (W,) by which the norm is then shortened; the direction stays
+    beyond : (W,) share of the elements that clipping by value cuts off
+    angles : (W,) degrees by which that turns the gradient
+    same_angles : (W,) degrees by which clipping by value would turn it, if it alone shortened the
+        gradient to the norm ``limit``
+    """
+
+    limit: float
+    value_limit: float
+    steps: int
+    clipped: float
+    logged: np.ndarray
+    scales: np.ndarray
+    elements: np.ndarray
+    names: list[str]
+    norms: np.ndarray
+    factors: np.ndarray
+    beyond: np.ndarray
+    angles: np.ndarray
+    same_angles: np.ndarray
+
+
+def clipping(
+    events: Iterable[Mapping[str, Any]],
+    gradients: Mapping[str, np.ndarray],
+    limit: float,
+    value_limit: float,
+) -> Clipping:
+    """Measure clipping from a run's events and from flat gradients (n,) by their names."""
+    by_kind: dict[str, list[Mapping[str, Any]]] = {"train": [], "gradients": []}
+    for event in events:
+        by_kind.setdefault(event["event"], []).append(event)
+
+    def column(kind: str, key: str) -> np.ndarray:
+        return np.array([event[key] for event in by_kind[kind]], float)  # None becomes NaN
+
+    steps = np.diff(column("train", "step"), prepend=0)
+    clipped = float(steps @ column("train", "clipped")) / max(steps.sum(), 1)
+    windows = [_clipped(g.astype(np.float64), limit, value_limit) for g in gradients.values()]
+    return Clipping(
+        limit, value_limit, int(steps.sum()), clipped, column("train", "grad_norm"),
+        column("gradients", "clip_scale"), column("gradients", "clipped_elements"),
+        list(gradients),
+        *np.reshape(windows, (-1, 5)).T,
+    )  # fmt: skip
+
+
+def _clipped(g: np.ndarray, limit: float, value_limit: float) -> tuple[float, ...]:
+    """Norm, factor, share beyond, angle, angle of the same shortening by value."""
+    norm = float(np.linalg.norm(g))
+    cut = np.clip(g, -value_limit, value_limit) if value_limit else g
+    after = float(np.linalg.norm(cut))
+    factor = min(1.0, limit / after) if limit and after else 1.0
+    beyond = float((np.abs(g) > value_limit).mean()) if value_limit else 0.0
+    same = g
+    if limit and norm > limit:
+        low, high = 0.0, float(np.abs(g).max())
+        for _ in range(50):  # the norm of the rest grows with the limit
+            middle = (low + high) / 2
+            same = np.clip(g, -middle, middle)
+            low, high = (middle, high) if np.linalg.norm(same) < limit else (low, middle)
+    return norm, factor, beyond, _angle(g, cut), _angle(g, same)
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Degrees between two vectors; exact for small angles, too."""
+    a, b = (x / (np.linalg.norm(x) or 1.0) for x in (a, b))
+    return float(np.degrees(2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))))
