@@ -1,0 +1,165 @@
+"""Heat maps, bars and tables as lines of text, for terminals and files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+RAMP = " .:-=+*#%@"
+UPPER, LOWER = "▀▄"  # one half has the text's colour, the other one the background's
+BLOCK = "█"
+# Dark to bright, even steps of lightness: matplotlib's viridis at seven places.
+ANCHORS = np.array(
+    [(68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 194, 109),
+     (253, 231, 37)]
+)  # fmt: skip
+OF_256 = (53, 54, 60, 61, 31, 37, 42, 77, 113, 149, 185, 227)  # much the same, lightness rising
+RESET = "\x1b[0m"
+
+
+class Style(NamedTuple):
+    """What a stream can show."""
+
+    colours: int = 0
+    """0, 256, or 1 << 24."""
+    unicode: bool = False
+
+
+def style_of(stream: TextIO, environment: Mapping[str, str] = os.environ) -> Style:
+    """What ``stream`` can show, by its encoding, its terminal and the user's NO_COLOR."""
+    try:
+        (UPPER + LOWER + BLOCK).encode(stream.encoding or "ascii")
+        unicode = True
+    except (UnicodeEncodeError, LookupError):
+        unicode = False
+    term = environment.get("TERM", "")
+    if not stream.isatty() or environment.get("NO_COLOR") or term in ("", "dumb"):
+        return Style(0, unicode)
+    full = environment.get("COLORTERM", "") in ("truecolor", "24bit")
+    return Style(1 << 24 if full else 256, unicode)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, two spaces between columns: the first one to the left, others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def number(x: float, digits: int = 3) -> str:
+    """A number in few characters, as a person reads it."""
+    if x == 0 or not np.isfinite(x):
+        return f"{x:g}"
+    if 1e-3 <= abs(x) < 1e4:
+        return f"{x:.{digits}g}" if abs(x) < 10**digits else f"{x:.0f}"
+    mantissa, exponent = f"{x:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def bar(share: float, width: int, style: Style) -> str:
+    """A bar of ``share`` of the width, 0 to 1."""
+    return (BLOCK if style.unicode else "#") * round(min(max(share, 0.0), 1.0) * width)
+
+
+def levels(values: np.ndarray, decades: float) -> np.ndarray:
+    """0 to 1 on a logarithmic scale: 1 is the largest value, 0 what is ``decades`` below or less.
+
+    NaN where there is nothing: 0, or no number.
+    """
+    top = np.max(values, initial=0.0, where=np.isfinite(values))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = 1 + np.log10(values / top) / decades
+    return np.where(values > 0, np.clip(found, 0, 1), np.nan)
+
+
+def shrunk(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A matrix of at most this size: each element the largest of those that it stands for."""
+    for axis, size in enumerate((rows, columns)):
+        n = values.shape[axis]
+        if n > size:
+            values = np.maximum.reduceat(values, np.arange(size) * n // size, axis=axis)
+    return values
+
+
+def heat_map(
+    values: np.ndarray, style: Style, *, width: int = 72, height: int = 24, decades: float = 6
+) -> list[str]:
+    """Lines of a heat map of a matrix of norms, and one with its scale.
+
+    At most ``width`` columns and ``height`` lines; with colours a line holds two rows.
+    """
+    halves = style.colours > 0 and style.unicode
+    shades = levels(shrunk(values, height * (2 if halves else 1), width), decades)
+    if not halves:
+        lines = ["".join(_cell(x, style) for x in row) for row in shades]
+    else:
+        shades = np.vstack([shades, np.full((len(shades) % 2, shades.shape[1]), np.nan)])
+        lines = [
+            "".join(_two_cells(*pair, style) for pair in zip(upper, lower, strict=True))
+            for upper, lower in zip(shades[::2], shades[1::2], strict=True)
+        ]
+    lines = [line + RESET if style.colours else line.rstrip() for line in lines]
+    return [*lines, _scale(values, style, decades)]
+
+
+def heat_text(
+    text: Sequence[str], values: np.ndarray, style: Style, *, width: int = 72, decades: float = 6
+) -> list[str]:
+    """Lines of a text whose every symbol, one column wide, is shaded by its value; with the scale.
+
+    Without colours a line of shades stands below each line of text.
+    """
+    lines: list[str] = []
+    shades = levels(values, decades)
+    for start in range(0, len(text), width):
+        piece, part = text[start : start + width], shades[start : start + width]
+        if style.colours:  # white on the darker half, black on the brighter one
+            inks = [f"\x1b[{39 if np.isnan(x) else 97 if x < 0.45 else 30}m" for x in part]
+            cells = [_colour(x, style, 48) + ink for x, ink in zip(part, inks, strict=True)]
+            lines.append("".join(c + s for c, s in zip(cells, piece, strict=True)) + RESET)
+        else:
+            lines += ["".join(piece).rstrip(), "".join(_cell(x, style) for x in part).rstrip()]
+    return [*lines, _scale(values, style, decades)]
+
+
+def _scale(values: np.ndarray, style: Style, decades: float) -> str:
+    """The line that says what the shades mean."""
+    top = np.max(values, initial=0.0, where=np.isfinite(values))
+    ramp = "".join(_cell(x, style) for x in np.linspace(0, 1, len(RAMP)))
+    ramp += RESET if style.colours else ""
+    return f"{number(top * 10**-decades)} or less [{ramp}] {number(top)}"
+
+
+def _cell(level: float, style: Style) -> str:
+    if style.colours:
+        return _colour(level, style, 48) + " "
+    return " " if np.isnan(level) else RAMP[round(level * (len(RAMP) - 1))]
+
+
+def _two_cells(upper: float, lower: float, style: Style) -> str:
+    """Two rows in one character; where a row has nothing, the terminal's own background shows."""
+    if np.isnan(upper):
+        return _colour(upper, style, 48) + (
+            " " if np.isnan(lower) else _colour(lower, style, 38) + LOWER
+        )
+    return _colour(upper, style, 38) + _colour(lower, style, 48) + UPPER
+
+
+def _colour(level: float, style: Style, ground: int) -> str:
+    """The sequence that sets the colour of the text (38) or of the background (48)."""
+    if np.isnan(level):
+        return f"\x1b[{ground + 1}m"  # the terminal's own
+    if style.colours == 256:
+        return f"\x1b[{ground};5;{OF_256[round(level * (len(OF_256) - 1))]}m"
+    place = level * (len(ANCHORS) - 1)
+    i = min(int(place), len(ANCHORS) - 2)
+    red, green, blue = np.rint(ANCHORS[i] + (place - i) * (ANCHORS[i + 1] - ANCHORS[i])).astype(int)
+    return f"\x1b[{ground};2;{red};{green};{blue}m"
