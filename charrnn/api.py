@@ -97,7 +97,7 @@ class LanguageModel:
         scored = self.vocabulary.decode(ids[1:])
         size = len(scored.encode() if isinstance(scored, str) else scored)
         report: dict[str, Any] = evaluate.report(nats, count, size)
-        training = self._training_text() if baselines else None
+        training = self.training_text() if baselines else None
         if training is not None:
             from charrnn.baselines import ngram_bits_per_char, xz_bits_per_char
 
@@ -108,7 +108,7 @@ class LanguageModel:
             report["xz_bits_per_char"] = xz_bits_per_char(training, text)
         return report
 
-    def _training_text(self) -> str | bytes | None:
+    def training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""
         corpus, data = self.metadata["corpus"], self.config.data
         sources, encoding = corpus["sources"], data.encoding
@@ -152,7 +152,7 @@ class LanguageModel:
             "vocabulary": {
                 "level": self.vocabulary.level,
                 "size": self.vocabulary.size,
-                "symbols": [_shown(s) for s in self._symbols()],
+                "symbols": [shown(s) for s in self._symbols()],
             },
             "training": self._training(),
             "corpus": self.metadata["corpus"],
@@ -188,7 +188,7 @@ def _loss(nats: float | None) -> str:
     return "-" if nats is None else f"{nats:.4f}"
 
 
-def _shown(symbol: str | int) -> str:
+def shown(symbol: str | int) -> str:
     """A symbol as `info` prints it: bytes in hexadecimal, nothing invisible."""
     if isinstance(symbol, int):
         return f"{symbol:02x}"
