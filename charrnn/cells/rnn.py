@@ -81,13 +81,13 @@ class RNN(Cell):
     torch_module = "RNN"
     activations = tuple(CODES)
 
-    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
-        code = CODES[self.activation]
-        return forward, (w["h"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], code, *part)
-
     def __init__(self, activation: str = "tanh") -> None:
         super().__init__(activation)
         self.squashes = {"h": activation}
+
+    def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
+        code = CODES[self.activation]
+        return forward, (w["h"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], code, *part)
 
     def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
         return SLOPES[self.activation](gates)
