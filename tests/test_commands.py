@@ -189,7 +189,8 @@ from charrnn import trainer
 from charrnn.cli import cli
 
 fast = trainer.Run._gradients
-trainer.Run._gradients = lambda run: (print("step", flush=True), time.sleep(60), fast(run))[-1]
+slow = lambda *args: (print("step", flush=True), time.sleep(60), fast(*args))[-1]
+trainer.Run._gradients = slow
 cli(["train", "book.txt", "--out-dir", "run"], prog_name="charrnn")
 """
 
