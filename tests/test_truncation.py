@@ -249,6 +249,74 @@ def test_runs_of_plans_that_are_the_same() -> None:
     assert not same_bits(one, truncated)
 
 
+# --- against automatic differentiation --------------------------------------------------------
+
+Stretch = tuple[int, int, int, list[float]]
+"""Begin of the way back, first loss, end, and the factor of every step's link to the next."""
+
+
+def stretches(run: Run) -> list[Stretch]:
+    """What each plan computes, as its definition has it."""
+    data = run.config.data
+    if isinstance(run.plan, Randomized):
+        bounds, ways = run.plan.bounds(0).tolist(), ways_of(run.plan).tolist()
+        return [(t0, t0, t1, ways[t0:t1]) for t0, t1 in zip(bounds[:-1], bounds[1:], strict=True)]
+    if data.bptt == "sliding":
+        k1, k2 = data.look_back
+        starts = range(0, N, k1)
+        return [(max(0, t0 + k1 - k2), t0, min(t0 + k1, N), [1.0] * N) for t0 in starts]
+    T = data.seq_length or N
+    return [(t0, t0, min(t0 + T, N), [1.0] * N) for t0 in range(0, N, T)]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(bptt="full"),
+        dict(bptt="full", recompute="always"),
+        dict(seq_length=7),
+        dict(bptt="sliding", seq_length=8, k1=2, k2=11),
+        dict(bptt="sliding", seq_length=5, k1=1, k2=4),
+        dict(bptt="randomized", seq_length=6),
+        dict(bptt="randomized", truncation_prob="2:0.3", seed=9),
+    ],
+    ids=str,
+)
+def test_plans_against_autograd(cell: str, options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch")
+    run = run_of(cell, **options)
+    model = run.model
+    total = epoch_gradient(run)
+    for name, view in model.grads.views.items():
+        view[:] = total[name]
+    got = model.to_torch(model.grads, gradients=True)
+
+    weights = {n: torch.tensor(a.copy()) for n, a in model.to_torch(model.params).items()}
+    H = model.config.hidden_size
+    one = {"rnn": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}[cell](V, H).double()
+    head = torch.nn.Linear(H, V).double()
+    one.load_state_dict({n[4:]: a for n, a in weights.items() if n.startswith("rnn.")})
+    head.load_state_dict({n[5:]: a for n, a in weights.items() if n.startswith("head.")})
+    ids, targets = (torch.tensor(a).long() for a in Streams(IDS, B).part(0, N))
+    x = torch.nn.functional.one_hot(ids, V).double()
+    states = 2 if cell == "lstm" else 1
+    for begin, first, end, ways in stretches(run):
+        state = [torch.zeros(1, B, H, dtype=torch.float64)] * states
+        loss = torch.zeros((), dtype=torch.float64)
+        for t in range(end):
+            out, after = one(x[t : t + 1], tuple(state) if states == 2 else state[0])
+            if t >= first:
+                loss += torch.nn.functional.cross_entropy(head(out[0]), targets[t], reduction="sum")
+            way = ways[t - begin] if t >= begin else 0.0
+            after = list(after) if states == 2 else [after]
+            state = [way * s + (1 - way) * s.detach() for s in after]
+        loss.backward()
+    want = {f"rnn.{n}": a.grad.numpy() for n, a in one.named_parameters()}
+    want |= {f"head.{n}": a.grad.numpy() for n, a in head.named_parameters()}
+    assert_close(got, want, 1e-11)
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 
