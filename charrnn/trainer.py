@@ -338,7 +338,7 @@ class Run:
             "step": self.progress.step,
             "schema": runlog.SCHEMA,
             "total_steps": self.total_steps,
-            "steps_per_epoch": self.plan.steps(1),
+            "steps_per_epoch": self.plan.steps_per_epoch,
             "parameters": self.model.params.count,
             "train_chars": len(self.text.train),
             "val_chars": len(self.text.val),

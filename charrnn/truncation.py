@@ -64,19 +64,21 @@ class Plan(ABC):
     batch_size : rows of every window (B)
     seq_length : characters of a window, the usual or mean one
     longest : steps of the longest window that is to be expected
+    steps_per_epoch : windows of an epoch, of the first if their numbers differ
     """
 
     batch_size: int
     seq_length: int
     longest: int
+    steps_per_epoch: int
 
-    @abstractmethod
     def steps(self, epochs: int) -> int:
         """Training steps of the first ``epochs`` epochs."""
+        return epochs * self.steps_per_epoch
 
-    @abstractmethod
     def position(self, step: int) -> tuple[int, int]:
         """The epoch, from 0, and the window within it of a training step, from 0."""
+        return divmod(step, self.steps_per_epoch)
 
     @abstractmethod
     def piece(self, step: int) -> Piece:
@@ -143,12 +145,6 @@ class Windows(Plan):
         self.steps_per_epoch = -(-streams.length // seq_length)
         self.longest = min(streams.length, seq_length + overlap)
 
-    def steps(self, epochs: int) -> int:
-        return epochs * self.steps_per_epoch
-
-    def position(self, step: int) -> tuple[int, int]:
-        return divmod(step, self.steps_per_epoch)
-
     def piece(self, step: int) -> Piece:
         _, index = self.position(step)
         t0 = index * self.seq_length
@@ -178,6 +174,7 @@ class Randomized(Plan):
         self.longest = min(4 * self.seq_length, streams.length)
         self._first_steps = [0]  # of every epoch
         self._bounds: list[NDArray[np.int64]] = []  # of every epoch's windows
+        self.steps_per_epoch = self.steps(1)
 
     def bounds(self, epoch: int) -> NDArray[np.int64]:
         """Where the windows of an epoch begin, and its end."""
@@ -248,12 +245,6 @@ class Documents(Plan):
         self.seq_length = round(sum(lengths) / len(lengths))
         sums = np.concatenate([[0], np.cumsum(lengths)])
         self._chars = [int(s) for s in sums[:: self.batch_size]] + [int(sums[-1])]
-
-    def steps(self, epochs: int) -> int:
-        return epochs * self.steps_per_epoch
-
-    def position(self, step: int) -> tuple[int, int]:
-        return divmod(step, self.steps_per_epoch)
 
     def piece(self, step: int) -> Piece:
         _, index = self.position(step)

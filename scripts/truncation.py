@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,14 +72,16 @@ def learn(way: Way, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         run = start(way, Path(folder) / "run", seed, args, eval_every=every)
         events = list(run.events())
     losses = [e for e in events if e["event"] == "validation"]
+    trained = {e["step"]: e for e in events if e["event"] == "step"}
     at = [min(losses, key=lambda e: abs(e["step"] - share * steps)) for share in SHARES]
-    speed = [e["time"]["chars_per_second"] for e in events if e["event"] == "step"][-1]
+    speed = trained[steps]["time"]["chars_per_second"]
     chars = run.plan.chars(steps)
     return {
         "val": [e["val_nats_per_char"] for e in at],
         "updates": steps,
         "chars": chars,
         "seconds": chars / speed,
+        "curve": [[trained[e["step"]]["chars"], e["val_nats_per_char"]] for e in losses],
     }
 
 
@@ -90,6 +93,7 @@ def learning(args: argparse.Namespace) -> list[dict[str, Any]]:
         one["val"] = [statistics.mean(r["val"][i] for r in results) for i in range(len(SHARES))]
         one["val_range"] = [f(r["val"][-1] for r in results) for f in (min, max)]
         one["seconds"] = statistics.median(r["seconds"] for r in results)
+        one["curve"] = results[0]["curve"]  # of the first seed, over characters
         progress(one)
         found.append(one)
     return found
@@ -153,8 +157,6 @@ def gradients(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def progress(one: dict[str, Any]) -> None:
-    import sys
-
     print(json.dumps(one), file=sys.stderr, flush=True)
 
 
@@ -181,6 +183,34 @@ def gradient_table(found: Sequence[dict[str, Any]]) -> str:
     return markdown(head, lines)
 
 
+def draw(found: Sequence[dict[str, Any]], path: str) -> None:
+    """Validation loss of the first seed against characters and against time."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from lesson_base import COLOURS, STYLE
+
+    colours = {"truncated": "lstm", "sliding": "gru", "randomized": "rnn", "full": "grey"}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
+        seen: dict[str, int] = {}
+        for one in found:
+            kind = one["name"].partition(",")[0]
+            line = ("-", "--", ":")[seen.setdefault(kind, 0)]
+            seen[kind] += 1
+            chars, nats = np.array(one["curve"]).T
+            for axis, x in zip(
+                axes, (chars / 1e6, chars * one["seconds"] / one["chars"]), strict=True
+            ):
+                axis.plot(x, nats, line, color=COLOURS[colours[kind]], label=one["name"])
+        axes[0].set(xlabel="characters, millions", ylabel="validation loss, nats per character")
+        axes[1].set(xlabel="seconds of training", xscale="log")
+        axes[0].set_ylim(top=2.6)
+        axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+        figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="lstm")
@@ -193,6 +223,7 @@ def main() -> None:
     parser.add_argument("--only", help="ways whose names begin so")
     parser.add_argument("--quick", action="store_true", help="small network, one seed, two epochs")
     parser.add_argument("--json", help="write the numbers to this file, too")
+    parser.add_argument("--plot", help="draw the curves into this file (the extra `plot`)")
     args = parser.parse_args()
     if args.quick:
         args.hidden_size, args.seeds, args.epochs = 32, 1, 2
@@ -205,6 +236,8 @@ def main() -> None:
         f"{args.seeds} seeds (means; the range of the last); gradients after "
         f"{args.gradient_epochs} epochs; {machine()}; {versions()}."
     )
+    if args.plot:
+        draw(table["learning"], args.plot)
     if args.json:
         args_used = {k: v for k, v in vars(args).items() if k != "ways"}
         Path(args.json).write_text(runlog.dump_json(table | {"args": args_used}).decode())
