@@ -113,6 +113,25 @@ def load(path: str | Path) -> Checkpoint:
     return Checkpoint(path, tensors, metadata)
 
 
+def read_metadata(path: str | Path, *names: str) -> list[Any]:
+    """Some of a checkpoint's metadata, from its header alone: the checksum is not verified.
+
+    Raises
+    ------
+    InputError
+        If it is no checkpoint of ours, cut short, of a newer format, or lacks them.
+    """
+    path = Path(path)
+    _check_header_size(path)
+    with _reading(path), safetensors.safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+    _check_format(path, header)
+    for name in names:
+        if name not in header:
+            raise _damaged(path, f"it lacks {name!r}")
+    return [parse_json(header[name], f"{name!r} of {path}") for name in names]
+
+
 def _canonical(name: str, value: Any) -> str:
     """One text for one value: keys sorted, no spaces, ASCII."""
     try:

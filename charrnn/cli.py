@@ -31,6 +31,8 @@ from charrnn.errors import CharRNNError, Diverged, InputError, SaveError
 if TYPE_CHECKING:
     from charrnn.trainer import Run
 
+RUN_COLUMNS = ("name", "model", "parameters", "step", "best", "state", "age")
+
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 100,
@@ -222,6 +224,7 @@ def cli(ctx: click.Context) -> None:
     \b
     charrnn train book.txt       train on a text, with a progress bar
     charrnn monitor              watch the newest run from another terminal
+    charrnn runs                 list the runs that there are
     charrnn sample               write text with the newest model
     """
     if ctx.invoked_subcommand is None:
@@ -475,6 +478,37 @@ def monitor_runs(runs: tuple[str, ...]) -> None:
     from charrnn import live
 
     live.watch(runs, sys.stdin, sys.stdout)
+
+
+@cli.command("runs")
+@click.argument("folder", default="runs")
+@click.option(
+    "--sort",
+    type=click.Choice(RUN_COLUMNS),
+    default="age",
+    help="Column to sort by: counts from the largest, all else from the smallest.  [default: age]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list of objects.")
+def list_runs(folder: str, sort: str, as_json: bool) -> None:
+    """List the runs below a folder.
+
+    Shows model, steps, best validation loss, state and age of each: running, finished, patience
+    (stopped by --patience), interrupted, diverged, killed (ended without saving), damaged. FOLDER
+    is runs/ unless given.
+    """
+    from charrnn import listing
+
+    runs = listing.ordered(listing.find(folder, time.time()), sort)
+    if as_json:
+        _print_json(runs)
+        return
+    for line in listing.table(runs) if runs else ():
+        click.echo(line)
+    for run in runs:
+        if run["problem"] is not None:
+            _note(run["problem"])
+    if not runs:
+        _note(f"there are no runs below {folder}")
 
 
 @cli.command()

@@ -34,6 +34,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -43,6 +44,8 @@ from charrnn.errors import InputError, SaveError
 
 SCHEMA = 1
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
+GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
+TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest line that is looked for
 
 
 class RunLog:
@@ -130,18 +133,40 @@ def lock(folder: Path) -> Iterator[None]:
         If another process has it.
     """
     with open(folder / "lock", "a+") as file:
-        if not _locked(file):
-            file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise InputError(f"{folder} is being trained by {owner}: wait for it, or stop it first")
+        latest = time.monotonic() + GRACE
+        while not _locked(file):
+            if time.monotonic() > latest:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise InputError(
+                    f"{folder} is being trained by {owner}: wait for it, or stop it first"
+                )
+            time.sleep(0.01)
         file.truncate(0)
         file.write(f"process {os.getpid()}\n")
         file.flush()
         yield
 
 
-def _locked(file: IO[str]) -> bool:
-    """Whether the lock could be taken. A file system without locks lets everybody in."""
+def held(folder: Path) -> bool:
+    """Whether a process trains in a run folder, by its `lock`.
+
+    The system alone knows: a process that was killed leaves the file as it is. To look is to hold a
+    shared lock for an instant; several may look at once, and who wants to train waits it out.
+    """
+    try:
+        with open(folder / "lock", "rb") as file:
+            return not _locked(file, shared=True)
+    except FileNotFoundError:
+        return False
+
+
+def _locked(file: IO[Any], shared: bool = False) -> bool:
+    """Whether the lock could be taken. A file system without locks lets everybody in.
+
+    Windows has no shared one here: there, two who look at the same instant take each other for a
+    trainer.
+    """
     try:
         if os.name == "nt":
             import msvcrt
@@ -151,7 +176,8 @@ def _locked(file: IO[str]) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -177,6 +203,50 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
         raise InputError(
             f"cannot read the metrics {path}: {error.strerror or error}; name the folder of a run"
         ) from error
+
+
+def tail(path: str | Path) -> list[dict[str, Any]]:
+    """The last complete events of a metrics file of any length; at least one if it has any.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    InputError
+        If a line is not an event, or its schema is not ours.
+    """
+    with open(path, "rb") as file:
+        length, size = file.seek(0, os.SEEK_END), TAIL
+        while True:
+            begin = file.seek(max(length - size, 0))
+            lines = file.read(size).split(b"\n")[:-1]
+            if begin:
+                lines = lines[1:]
+            if lines or not begin or size > LONGEST:
+                break
+            size *= 8
+    if size > LONGEST:
+        raise InputError(f"{path} does not end in lines: restore the file")
+    return [_event(line, f"one of the last lines of {path}") for line in lines]
+
+
+def event_at(path: str | Path, offset: int) -> dict[str, Any] | None:
+    """The event whose line begins at a byte of a metrics file; None if none does.
+
+    A checkpoint's ``metrics_length`` is such a byte.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        line = file.readline(LONGEST)
+    try:
+        return _event(line, str(path)) if line.endswith(b"\n") else None
+    except InputError:
+        return None
 
 
 def _event(line: bytes, where: str) -> dict[str, Any]:

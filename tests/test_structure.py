@@ -146,6 +146,7 @@ CORE = {
         "vocab",
     },
     "monitor": {"errors"},
+    "listing": {"chart", "checkpoint", "errors", "runlog"},
     "live": {"chart", "errors", "monitor", "runlog", "terminal"},
 }
 
