@@ -25,6 +25,10 @@ KEYS = (
 )  # fmt: skip
 MARKS = {"metrics.jsonl", "last.safetensors"}  # either makes a folder a run
 
+HEAD: tuple[str, ...] = (
+    "name", "model", "parameters", "steps", "of", "nats/char", "bits/char", "state", "age",
+)  # fmt: skip
+
 ORDERS = {
     "name": (("name",), False),
     "model": (("model", "num_layers", "hidden_size"), False),
@@ -66,10 +70,7 @@ def ordered(runs: Sequence[Listed], by: str) -> list[Listed]:
 
 def table(runs: Sequence[Listed]) -> list[str]:
     """A line for each run, below one that names the columns."""
-    rows = [
-        ("name", "model", "parameters", "steps", "of", "nats/char", "bits/char", "state", "age")
-    ]
-    rows += [_row(run) for run in runs]
+    rows = [HEAD, *map(_row, runs)]
     sizes = [max(map(columns_of, column)) for column in zip(*rows, strict=True)]
     left = {0, 1, 7}  # columns of words
     lines = []
