@@ -237,6 +237,9 @@ def cli(ctx: click.Context) -> None:
 @click.option("--resume", metavar="RUN|latest", help="Go on with a run: a folder, or the latest.")
 @click.option("--init-from", metavar="CKPT", help="Start from the weights of another model.")
 @on_unknown("add", "map", "error")
+@click.option(
+    "--live", is_flag=True, help="Show curves on the full screen; q goes back to the bar."
+)
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
 @options_of(*Config.sections().values())
 def train(
@@ -245,6 +248,7 @@ def train(
     resume: str | None,
     init_from: str | None,
     on_unknown: str,
+    live: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -257,13 +261,17 @@ def train(
     _check_start(files, _given(click.get_current_context().params))
 
     from charrnn import runs
+    from charrnn.live import beside
 
     if resume is not None:
         run = runs.resume(resume, files, changes)
     else:
         run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
     with _stopping(run) as signals:
-        end = monitor.show(run.events(), quiet=quiet)
+        events = run.events()
+        if live:
+            events = beside(events, run.folder, sys.stdin, sys.stderr)
+        end = monitor.show(events, quiet=quiet)
     if end is not None and end["reason"] == "diverged":
         raise Diverged(end["message"])
     if signals:
@@ -275,6 +283,8 @@ def train(
 def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
     """Refuse options that have no meaning together."""
     fail = click.get_current_context().fail
+    if {"live", "quiet"} <= set(given):
+        fail("--live and --quiet are both given: use one")
     if "resume" in given:
         for name in ("out_dir", "init_from", "on_unknown"):
             if name in given:

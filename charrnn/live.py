@@ -1,7 +1,8 @@
 """Watches runs from outside, by the metrics files they write: a full-screen view, or plain lines.
 
 `Follower` reads what a file grows by, `Watched` keeps what is shown of one run, `frame` makes a
-screen of it, and `watch` goes round. Nothing is written to a run, and no lock of it is taken.
+screen of it, and `watch` goes round; `beside` does so between the steps of a run of this process.
+Nothing is written to a run, and no lock of it is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import add
 from pathlib import Path
@@ -39,6 +40,7 @@ BLOCK = 2**20  # bytes read at once: a screen stays responsive while a long file
 TAIL = 1024  # bytes before the place read up to that must not have changed
 PATIENCE = 10.0  # seconds without a line after which a run no longer counts as running
 READ_EVERY, LOOK_EVERY = 0.5, 0.1  # seconds between looks at the files, and at the keys
+PACE = 400.0  # so that beside a trainer drawing takes at most 0.25 % of the time
 LONGEST = 4000  # characters of a sample that a screen may need
 BOLD, FAINT = "1", "2"
 # Of runs: cyan, yellow, magenta, green, blue, red.
@@ -161,7 +163,7 @@ class Table:
     So a run of any length costs the same to keep and to draw.
     """
 
-    LIMIT = 2048
+    LIMIT = 1024
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -206,12 +208,13 @@ class Watched:
     start, best, sample, end : the newest of each, empty before there is one
     training : steps, characters, seconds (over all sessions) and what the ``train`` lines measure
     validating : steps, characters, seconds and validation losses, in nats per character
+    alive : whether it is known to go on, however long it writes nothing
     bad : lines that are no events
     trouble : why the file cannot be read, such as that it is gone
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str, alive: bool = False) -> None:
+        self.folder, self.name, self.alive = folder, name, alive
         self.follower = Follower(folder / "metrics.jsonl")
         self._handlers = {kind: getattr(self, f"_on_{kind}") for kind in ORDER}
         self._begin()
@@ -346,7 +349,7 @@ class Watched:
             return f"{reason} after {duration(self.end['seconds'])}"
         if not self.follower.written:
             return "waiting for its first line"
-        if silence > PATIENCE + 5 * self.interval:
+        if not self.alive and silence > PATIENCE + 5 * self.interval:
             return f"no news for {duration(silence)}"
         left = self.left()
         return "running" if left is None else f"running, {duration(left)} left"
@@ -388,6 +391,7 @@ class View:
     log: bool = False
     bits: bool = False
     help: bool = True
+    leave: str = "quit"
 
     def pressed(self, key: str) -> View:
         """The view after a key; the same for one without meaning."""
@@ -439,7 +443,7 @@ def frame(
 
 def _keys(view: View) -> str:
     scale = "logarithmic" if view.log else "linear"
-    return f" q quit   x axis: {view.x}   l {scale}   u {view.unit}   ? hide this line"
+    return f" q {view.leave}   x axis: {view.x}   l {scale}   u {view.unit}   ? hide this line"
 
 
 def _title(run: Watched, width: int, now: float) -> list[Piece]:
@@ -642,27 +646,97 @@ def watch(names: Sequence[str], keys: TextIO | None, stream: TextIO) -> None:
 
 
 def _show(runs: Sequence[Watched], keys: TextIO, stream: TextIO) -> None:
-    style, view = style_of(stream), View()
-    due, shown, lines = 0.0, None, []  # shown: what the lines were made of
-    version = 0
     with Screen(keys, stream) as screen:
-        while True:
+        display = _Display(runs, screen)
+        while display.turn(LOOK_EVERY):
+            pass
+
+
+def beside(
+    events: Iterable[Event], folder: Path, keys: TextIO | None, stream: TextIO
+) -> Iterator[Event]:
+    """Show a run of this process while its events come; they are passed on when the view closes.
+
+    It opens with the first step and closes at the end of the run, by ``q`` or by a signal. What was
+    passed by meanwhile is passed on then, the steps and what else is in the metrics left out: a bar
+    behind it writes what it would have written, and goes on. Without a terminal it never opens.
+    """
+    source = iter(events)
+    held: list[Event] = []
+    if keys is not None and usable(keys, stream):
+        for event in source:
+            yield event
+            if event["event"] == "step":
+                break
+        else:
+            return
+        try:
+            _accompany(source, held, Watched(folder, str(folder), True), keys, stream)
+        except Exception:
+            yield from held
+            raise
+    yield from held
+    yield from source
+
+
+def _accompany(
+    events: Iterator[Event], held: list[Event], run: Watched, keys: TextIO, stream: TextIO
+) -> None:
+    """Show ``run`` while events come; those that a bar would show are added to ``held``."""
+    for _ in run.news(time.monotonic() + READ_EVERY):  # what a resumed run did before
+        pass
+    with Screen(keys, stream) as screen:
+        display, due = _Display([run], screen, View(leave="to the bar"), PACE), 0.0
+        for event in events:
+            if event["event"] in ("note", "validation", "sample", "checkpoint", "end"):
+                held.append(event)
+            if event["event"] == "end" or screen.left:
+                return
             now = time.monotonic()
             if now >= due:
-                version += sum(1 for run in runs for _ in run.news(now))
-                due = now if any(run.unread for run in runs) else time.monotonic() + READ_EVERY
-            size = screen.size()
-            if shown is not None and size != shown[0]:
-                screen.clear()
-            wanted = size, view, version, int(time.time())
-            if wanted != shown:
-                lines = frame(runs, view, *size, style, time.time())
-                shown = wanted
-            screen.show(lines)
-            for key in screen.keys(max(min(LOOK_EVERY, due - time.monotonic()), 0)):
-                if key in "qQ":
+                due = now + LOOK_EVERY
+                try:
+                    if not display.turn(0.0):
+                        return
+                except OSError:  # the terminal is gone; the run goes on
                     return
-                view = view.pressed(key)
+
+
+class _Display:
+    """Runs on a screen. After a second's work it rests ``pace`` seconds, unless a key comes."""
+
+    def __init__(
+        self, runs: Sequence[Watched], screen: Screen, view: View = View(), pace: float = 0.0
+    ) -> None:
+        self.runs, self.screen, self.view, self.pace = runs, screen, view, pace
+        self.style = style_of(screen.stream)
+        self.due = self.rested = 0.0  # when to read, and when to work at all
+        self.version = 0  # of what has been read
+        self.shown: tuple[Any, ...] = ()  # what the lines were made of
+        self.lines: list[str] = []
+
+    def turn(self, seconds: float) -> bool:
+        """Read, draw, and wait so long for keys; False if the user quits."""
+        begin, size = time.monotonic(), self.screen.size()
+        if begin >= max(self.due, self.rested):
+            self.version += sum(1 for run in self.runs for _ in run.news(begin))
+            unread = any(run.unread for run in self.runs)
+            self.due = begin if unread else time.monotonic() + READ_EVERY
+        if self.shown and size != self.shown[0]:
+            self.screen.clear()
+        wanted = size, self.view, self.version, int(time.time())
+        asked = wanted[:2] != self.shown[:2]
+        if asked or (wanted != self.shown and begin >= self.rested):
+            self.lines = frame(self.runs, self.view, *size, self.style, time.time())
+            self.shown = wanted
+        self.screen.show(self.lines)
+        now = time.monotonic()
+        self.rested = max(self.rested, now + self.pace * (now - begin))
+        for key in self.screen.keys(max(min(seconds, self.due - now), 0.0)):
+            if key in "qQ":
+                return False
+            self.view = self.view.pressed(key)
+        return True
 
 
 def _write_lines(runs: Sequence[Watched], stream: TextIO) -> None:

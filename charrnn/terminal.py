@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from charrnn.chart import Style
 
@@ -63,35 +63,41 @@ def _understands_sequences(stream: TextIO) -> bool:
 class Screen:
     """The terminal as a full screen; a context manager, for the main thread.
 
-    SIGTERM and SIGHUP end the program by SystemExit; Ctrl-Z gives the terminal back until the
-    program goes on.
+    SIGINT, SIGTERM and SIGHUP give the terminal back at once and do what they did before; where
+    that was to kill, the program ends by SystemExit. Ctrl-Z gives it back until it goes on.
+
+    Attributes
+    ----------
+    left : whether the terminal has been given back for good; nothing is shown any more
     """
 
     def __init__(self, keys: TextIO, stream: TextIO) -> None:
         self.input, self.stream = keys.fileno(), stream
         self._shown: Sequence[str] = ()
         self._stop = self._resumed = False
+        self.left = self._leaving = self._writing = False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Screen:
         wanted = {
-            "SIGTERM": _exit,
-            "SIGHUP": _exit,
+            "SIGINT": self._on_end,
+            "SIGTERM": self._on_end,
+            "SIGHUP": self._on_end,
             "SIGTSTP": self._on_stop,
             "SIGCONT": self._on_continue,
         }
         for name, handler in wanted.items():
-            if hasattr(signal, name):  # Windows has SIGTERM alone
+            if hasattr(signal, name):  # Windows has the first two alone
                 number = getattr(signal, name)
                 self._handlers[number] = signal.signal(number, handler)
         self._take()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        with contextlib.suppress(OSError):
-            self._give_back()
+        self._leave()
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            if getattr(signal.getsignal(number), "__self__", None) is self:  # else it was changed
+                signal.signal(number, handler)
 
     def size(self) -> tuple[int, int]:
         """Columns and lines, as they are now: not as COLUMNS says, or lines would be broken."""
@@ -111,6 +117,8 @@ class Screen:
 
     def keys(self, seconds: float) -> str:
         """What was typed, waiting so long for it; empty if nothing was; ``q`` if input ended."""
+        if self.left:
+            return ""
         if self._stop:
             self._pause()
         if self._resumed:  # also from a SIGSTOP, which nobody could prepare for
@@ -152,11 +160,36 @@ class Screen:
                 termios.tcsetattr(self.input, termios.TCSADRAIN, self._modes)
         self._write(LEAVE)
 
-    def _write(self, text: str) -> None:
-        self.stream.write(text)
-        self.stream.flush()
+    def _leave(self) -> None:
+        if not self.left:
+            with contextlib.suppress(OSError):
+                self._give_back()
+            self.left = True
 
-    # Handlers only take note: a signal may come in the middle of a write.
+    def _write(self, text: str) -> None:
+        self._writing = True
+        try:
+            if not self.left:
+                self.stream.write(text)
+                self.stream.flush()
+        finally:
+            self._writing = False
+        if self._leaving:
+            self._leaving = False
+            self._leave()
+
+    # Handlers do not write in the middle of a write.
+
+    def _on_end(self, number: int, frame: FrameType | None) -> None:
+        """What follows may take long, or be killed by the next signal."""
+        if self._writing:
+            self._leaving = True
+        else:
+            self._leave()
+        before = self._handlers[number]
+        if not callable(before):
+            sys.exit(128 + number)
+        before(number, frame)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
@@ -173,7 +206,3 @@ class Screen:
         signal.signal(signal.SIGTSTP, self._on_stop)
         self._take()
         self._resumed = False
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)

@@ -295,6 +295,10 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
             "(see: charrnn train --help)",
         ),
         (
+            "train a --live --quiet",
+            "--live and --quiet are both given: use one (see: charrnn train --help)",
+        ),
+        (
             "sample --prompt a --prompt-file b",
             "--prompt and --prompt-file are both given: use one (see: charrnn sample --help)",
         ),

@@ -438,9 +438,9 @@ def test_lines_that_a_resumed_run_repeats_come_once(folder):
 
 
 class Terminal:
-    """`charrnn monitor` on a pseudo-terminal."""
+    """A command of charrnn on a pseudo-terminal."""
 
-    def __init__(self, *arguments, columns=80, lines=24, **environment):
+    def __init__(self, *arguments, command="monitor", columns=80, lines=24, **environment):
         import pty
 
         self.master, self.slave = pty.openpty()
@@ -449,7 +449,7 @@ class Terminal:
         self.text = ""
         self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end in a letter
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "charrnn", "monitor", *map(str, arguments)],
+            [sys.executable, "-m", "charrnn", command, *map(str, arguments)],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -616,3 +616,203 @@ def test_style_of_a_terminal(monkeypatch):
     assert live.style_of(utf8) == Style(False)
     monkeypatch.setenv("NO_COLOR", "1")
     assert live.style_of(utf8) == PLAIN
+
+
+# --- beside a trainer ----------------------------------------------------------------------------
+
+SAVED = {"event": "checkpoint", "step": 2, "path": "last.safetensors"}
+
+
+def step(number):
+    return {"event": "step", "step": number}
+
+
+class FakeScreen:
+    """Shows nothing; ``typed`` are the keys of each look."""
+
+    typed: list[str] = []
+    fault = None
+
+    def __init__(self, keys, stream):
+        self.stream, self.left, self.keys_left = stream, False, list(self.typed)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.left = True
+
+    def size(self):
+        return 80, 24
+
+    def show(self, lines):
+        if self.fault is not None:
+            raise self.fault
+
+    def keys(self, seconds):
+        assert seconds == 0  # a trainer does not wait
+        return self.keys_left.pop(0) if self.keys_left else ""
+
+
+@pytest.fixture
+def screens(monkeypatch):
+    """The class of the screens; the clock goes on by a second whenever it is looked at."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(live, "usable", lambda keys, stream: True)
+    monkeypatch.setattr(live, "Screen", FakeScreen)
+    monkeypatch.setattr(FakeScreen, "typed", [])
+    return FakeScreen
+
+
+NOTED = {"event": "note", "step": 0, "text": "compiling"}
+TRAINED = [
+    NOTED, START, step(1), step(2), train(2), validation(2, 3.0), SAVED, step(3), SAMPLE,
+    step(4), END,
+]  # fmt: skip
+
+
+def beside(events, folder):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    return live.beside(iter(events), folder, io.StringIO(), stream)
+
+
+def passed_on(events, folder):
+    return list(beside(events, folder))
+
+
+def test_beside_a_trainer_what_a_bar_shows_is_passed_on_later(screens, folder):
+    want = [NOTED, START, step(1), validation(2, 3.0), SAVED, SAMPLE, END]
+    assert passed_on(TRAINED, folder) == want
+
+
+def test_beside_a_trainer_it_opens_with_the_first_step(screens, folder):
+    events = beside(TRAINED, folder)
+    assert [next(events), next(events), next(events)] == TRAINED[:3]
+    assert passed_on([NOTED, START, END], folder) == [NOTED, START, END]  # without one never
+
+
+def test_beside_a_trainer_the_bar_goes_on_after_q(screens, folder):
+    screens.typed = ["", "uxq"]  # at step 2 and at its train line
+    assert passed_on(TRAINED, folder) == [*TRAINED[:3], *TRAINED[5:]]
+
+
+def test_beside_a_trainer_a_lost_terminal_ends_the_view_alone(screens, folder, monkeypatch):
+    monkeypatch.setattr(screens, "fault", OSError(5, "Input/output error"))
+    assert passed_on(TRAINED, folder) == [*TRAINED[:3], *TRAINED[4:]]
+
+
+def test_beside_a_trainer_errors_of_the_run_pass_through(screens, folder):
+    def events():
+        yield from TRAINED[:6]
+        raise InputError("the run's own")
+
+    seen = []
+    with pytest.raises(InputError, match="the run's own"):
+        for event in beside(events(), folder):
+            seen.append(event)
+    assert seen == [*TRAINED[:3], validation(2, 3.0)]
+
+
+def test_beside_a_trainer_nothing_changes_without_a_terminal(folder):
+    assert list(live.beside(iter(TRAINED), folder, None, io.StringIO())) == TRAINED
+    assert list(live.beside(iter(TRAINED), folder, io.StringIO(), io.StringIO())) == TRAINED
+
+
+def test_a_view_rests_after_its_work(monkeypatch, folder):
+    """Of 1,000 seconds it works 2.5, however much there is to show; keys are answered at once."""
+    clock, drawn = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+
+    def frame(runs, view, *rest):
+        clock[0] += 0.02  # what drawing takes
+        drawn.append(view)
+        return []
+
+    monkeypatch.setattr(live, "frame", frame)
+    screen = FakeScreen(None, io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    display = live._Display([Watched(folder, "book")], screen, View(), live.PACE)
+    while clock[0] < 1000:
+        assert display.turn(0.0)
+        clock[0] += 0.1
+    assert 0.9 * 2.5 < 0.02 * len(drawn) <= 2.52
+    screen.keys_left = ["u", "x"]
+    before = len(drawn)
+    display.turn(0.0)
+    display.turn(0.0)
+    display.turn(0.0)
+    assert [(view.bits, view.x) for view in drawn[-2:]] == [(True, "steps"), (True, "characters")]
+    assert len(drawn) <= before + 3
+
+
+@pytest.fixture
+def training(terminal, tmp_path):
+    """`charrnn train --live` of a small run that goes on for long, unless told otherwise."""
+    (tmp_path / "book.txt").write_text("It was the best of times. " * 200, encoding="utf-8")
+
+    def start(*options):
+        sizes = ["--hidden-size=16", "--batch-size=4", "--seq-length=16", "--eval-every=50"]
+        folder = ["--out-dir", tmp_path / "run"]
+        text = tmp_path / "book.txt"
+        return terminal(text, *sizes, *folder, "--live", *options, command="train")
+
+    return start
+
+
+def after_the_view(tty):
+    """What stands on the ordinary screen since the view was closed."""
+    return tty.text[tty.text.rindex("\x1b[?1049l") :]
+
+
+def test_train_live_from_the_view_to_the_bar_to_the_end(training, tmp_path):
+    tty = training("--max-steps=1000000", "--checkpoint-every=0")
+    tty.shows("validation")
+    tty.shows("q to the bar")
+    tty.type("u")
+    tty.shows(" bits per character")
+    tty.type("q")
+    tty.until(lambda: "\x1b[?1049l" in tty.text and re.search(r"ep \d.*\|", after_the_view(tty)))
+    assert tty.now() == tty.modes
+    assert "step 50  val " in after_the_view(tty)  # as if there had been a bar from the start
+    tty.process.send_signal(signal.SIGINT)
+    assert tty.ended() == 130
+    assert "go on with: charrnn train --resume" in after_the_view(tty)
+    assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_train_live_ends_with_the_summary(training):
+    tty = training("--max-steps=300")
+    assert tty.ended() == 0
+    shown = after_the_view(tty)
+    assert shown.count("step 50  val ") == shown.count("finished at step 300,") == 1
+    assert shown.index("step 300  val ") < shown.index("model in")
+
+
+@pytest.mark.parametrize("number, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_closes_the_view_before_the_run_saves(training, tmp_path, number, status):
+    tty = training("--max-steps=1000000", "--checkpoint-every=0")
+    tty.shows("running")
+    time.sleep(0.3)  # it is not being written
+    tty.process.send_signal(getattr(signal, number))
+    assert tty.ended() == status
+    assert "saving at the end of this step" in after_the_view(tty)
+    assert "interrupted at step" in after_the_view(tty)
+    assert (tmp_path / "run" / "last.safetensors").exists()
+
+
+def test_a_second_signal_kills_with_the_terminal_given_back(training):
+    tty = training("--hidden-size=512", "--batch-size=16", "--seq-length=128",
+                   "--max-steps=1000000", "--checkpoint-every=0", "--val-frac=0")  # fmt: skip
+    tty.shows("running")
+    time.sleep(0.3)
+    tty.process.send_signal(signal.SIGINT)
+    tty.until(lambda: "saving at the end" in tty.text)
+    tty.process.send_signal(signal.SIGINT)
+    assert tty.ended() in (-signal.SIGINT, 130)
+
+
+def test_the_own_trainer_is_not_silent(folder):
+    run = Watched(folder, "book", alive=True)
+    list(run.news())
+    assert run.state(run.follower.written + 1000) == "running, 40 s left"
