@@ -529,11 +529,16 @@ def _chart(
     x_label = view.x
     if view.x == "time":
         longest = max((x for s in series for x in s.x), default=0.0)
-        units = ((120, "seconds", 1), (7200, "minutes", 60), (172800, "hours", 3600))
-        x_label, unit = next(((n, u) for most, n, u in units if longest <= most), ("days", 86400))
+        x_label, unit = time_unit(longest)
         series = [dataclasses.replace(s, x=[x / unit for x in s.x]) for s in series]
     labels = {"x_label": x_label, "y_label": f" {label}"}
     return chart(series, width, height, **labels, log=log, rules=rules, style=style)
+
+
+def time_unit(longest: float) -> tuple[str, int]:
+    """The unit that suits an axis of so many seconds, and its seconds."""
+    units = ((120, "seconds", 1), (7200, "minutes", 60), (172800, "hours", 3600))
+    return next(((name, unit) for most, name, unit in units if longest <= most), ("days", 86400))
 
 
 def _facts(run: Watched, width: int, style: Style, sparks: bool) -> list[list[Piece]]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from charrnn import atomic
 from charrnn.errors import InputError
-from charrnn.gradients import Clipping, Components, Reach, Why
+
+if TYPE_CHECKING:  # it compiles, which pictures of other things do without
+    from charrnn.gradients import Clipping, Components, Reach, Why
 
 FORMATS = (".png", ".svg")
 FLOOR = 1e-12
@@ -25,23 +27,27 @@ def _drawn(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values) & (values >= FLOOR), values, np.nan)
 
 
-def check(path: str | Path) -> None:
-    """Refuse a picture that could not be made, before anything is measured for it."""
+def check(path: str | Path, option: str = "--plot") -> None:
+    """Refuse a picture that could not be made, before anything is measured for it.
+
+    ``option`` named its file.
+    """
     if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"--plot is {str(path)!r}: it must end in {' or '.join(FORMATS)}")
+        raise InputError(f"{option} is {str(path)!r}: it must end in {' or '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--plot {path}: there is no such folder, make it first")
+        raise InputError(f"{option} {path}: there is no such folder, make it first")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
+        instead = ", or leave --plot out" if option == "--plot" else ""  # else it is needed
         raise InputError(
-            "--plot needs matplotlib: pip install 'charrnn[plot]', or leave --plot out"
+            f"{option} needs matplotlib: pip install 'charrnn[plot]'{instead}"
         ) from None
 
 
-def save(draw: Callable[[Any], None], path: str | Path) -> None:
+def save(draw: Callable[[Any], None], path: str | Path, option: str = "--plot") -> None:
     """Make a picture and write its file, replacing it."""
-    check(path)
+    check(path, option)
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,0 +1,118 @@
+"""Loss curves of runs as a picture: validation strong, training faint, each with its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from charrnn import plots, runlog
+from charrnn.config import Config
+from charrnn.errors import InputError
+from charrnn.live import View, Watched, find, time_unit
+
+UNTOLD = (
+    "threads", "eval_every", "checkpoint_every", "log_every", "log_gradients", "sample_every",
+    "keep", "recompute",
+)  # fmt: skip
+"""Options that make no difference to a curve."""
+MOST = 5  # differences in a label; runs that differ in more go by their names
+
+
+def plot(names: Sequence[str], path: str, view: View) -> None:
+    """Draw the curves of run folders into a .png or .svg file, replacing it.
+
+    ``view`` says what the axes are.
+
+    Raises
+    ------
+    InputError
+        If a run is missing or has no losses yet, the picture cannot be made, or matplotlib is not
+        installed.
+    SaveError
+        If the file cannot be written.
+    """
+    plots.check(path, "--output")
+    folders = find(names)
+    runs = [Watched(f, label) for f, label in zip(folders, labels(folders), strict=True)]
+    for run in runs:
+        for _ in run.news():
+            pass
+        if not (run.training.last or run.validating.last):
+            raise InputError(f"{run.folder} has no losses yet: wait for its first line")
+    plots.save(lambda figure: draw(figure, runs, view), path, "--output")
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """What to call runs: the options in which they differ; their names where that does not help."""
+    options = [_options(folder) for folder in folders]
+    keys = dict.fromkeys(key for each in options for key in each if key not in UNTOLD)
+    differ = [key for key in keys if any(each.get(key) != options[0].get(key) for each in options)]
+    texts = [", ".join(_fact(key, each[key]) for key in differ if key in each) for each in options]
+    names = [str(folder) for folder in folders]
+    if not differ or len(differ) > MOST:
+        return names
+    same = [texts.count(text) > 1 or not text for text in texts]
+    return [
+        f"{name}: {text}".removesuffix(": ") if twice else text
+        for name, text, twice in zip(names, texts, same, strict=True)
+    ]
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """A run's options by name; none if its config.json cannot be used."""
+    path = folder / "config.json"
+    try:
+        return Config.from_json(runlog.parse_json(path.read_bytes(), str(path))["config"]).options()
+    except (OSError, InputError, LookupError, TypeError):
+        return {}  # the curves are worth seeing without
+
+
+def _fact(name: str, value: Any) -> str:
+    words = name.replace("_", " ")
+    if value is None or isinstance(value, bool):
+        return words if value else f"no {words}"
+    if isinstance(value, str):
+        return value if name in ("model", "optimizer", "activation") else f"{words} {value}"
+    return f"{words} {value:g}" if isinstance(value, float) else f"{words} {value:,}"
+
+
+def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
+    """Losses of ``runs`` on an empty figure."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes = figure.add_subplot()
+    longest = max(max(table[view.x], default=0.0) for run in runs for table in _tables(run))
+    unit, size = time_unit(longest) if view.x == "time" else (view.x, 1)
+    for i, run in enumerate(runs):
+        name = run.name.replace("$", r"\$")  # no formula
+        names = ["training", "validation"] if len(runs) == 1 else ["", name]
+        faint, strong = _tables(run)
+        if not strong["nats"]:
+            names = [names[0] or f"{name} (training)", ""]
+        styles: list[dict[str, Any]] = [{"alpha": 0.35, "linewidth": 1.0}, {"linewidth": 2.0}]
+        if len(strong["nats"]) < 30:
+            styles[1] |= {"marker": "o", "markersize": 4}
+        for table, label, style in zip((faint, strong), names, styles, strict=True):
+            x = [value / size for value in table[view.x]]
+            y = [view.loss(nats) for nats in table["nats"]]
+            axes.plot(x, y, color=f"C{i}", label=label or None, **style)
+    if len(runs) == 1:
+        axes.set_title(runs[0].name.replace("$", r"\$") + f"  ({runs[0].about})")
+    if view.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
+        for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
+    axes.set_xlabel(f"time ({unit})" if view.x == "time" else unit)
+    axes.set_ylabel(f"loss ({view.unit} per character)")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(which="both", alpha=0.25, linewidth=0.6)
+    title = "validation; faint: training" if len(runs) > 1 else None
+    axes.legend(title=title, frameon=False)
+
+
+def _tables(run: Watched) -> tuple[Any, Any]:
+    return run.training, run.validating
