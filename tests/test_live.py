@@ -697,6 +697,15 @@ def test_beside_a_trainer_the_bar_goes_on_after_q(screens, folder):
     assert passed_on(TRAINED, folder) == [*TRAINED[:3], *TRAINED[5:]]
 
 
+def test_beside_a_trainer_the_bar_goes_on_when_the_terminal_is_given_back(
+    screens, folder, monkeypatch
+):
+    monkeypatch.setattr(
+        screens, "keys", lambda screen, seconds: setattr(screen, "left", True) or ""
+    )
+    assert passed_on(TRAINED, folder) == [*TRAINED[:3], *TRAINED[5:]]
+
+
 def test_beside_a_trainer_a_lost_terminal_ends_the_view_alone(screens, folder, monkeypatch):
     monkeypatch.setattr(screens, "fault", OSError(5, "Input/output error"))
     assert passed_on(TRAINED, folder) == [*TRAINED[:3], *TRAINED[4:]]
