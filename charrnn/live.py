@@ -209,6 +209,7 @@ class Watched:
     training : steps, characters, seconds (over all sessions) and what the ``train`` lines measure
     validating : steps, characters, seconds and validation losses, in nats per character
     alive : whether it is known to go on, however long it writes nothing
+    reached : a step that it is known to have reached, whatever it has written
     bad : lines that are no events
     trouble : why the file cannot be read, such as that it is gone
     """
@@ -227,7 +228,7 @@ class Watched:
         self.end: Event = {}
         self.training = Table(*AXES, "nats", "norm", "clipped", "rate", "speed")
         self.validating = Table(*AXES, "nats")
-        self.bad = 0
+        self.bad = self.reached = 0
         self.trouble = ""
         self._earlier = self._seconds = self.interval = 0.0
 
@@ -321,7 +322,7 @@ class Watched:
     def step(self) -> int:
         """How far the run is."""
         tables = self.training, self.validating
-        return int(max(table.last.get("steps", 0) for table in tables))
+        return int(max(self.reached, *(table.last.get("steps", 0) for table in tables)))
 
     @property
     def unread(self) -> bool:
@@ -693,6 +694,7 @@ def _accompany(
     with Screen(keys, stream) as screen:
         display, due = _Display([run], screen, View(leave="to the bar"), PACE), 0.0
         for event in events:
+            run.reached = event["step"]
             if event["event"] in ("note", "validation", "sample", "checkpoint", "end"):
                 held.append(event)
             if event["event"] == "end" or screen.left:

@@ -825,3 +825,15 @@ def test_the_own_trainer_is_not_silent(folder):
     run = Watched(folder, "book", alive=True)
     list(run.news())
     assert run.state(run.follower.written + 1000) == "running, 40 s left"
+    run.reached = 300
+    assert run.state(run.follower.written) == "running, 20 s left"
+
+
+def test_beside_a_trainer_every_step_counts(screens, folder, monkeypatch):
+    """Also where lines of the metrics are far apart."""
+    steps, clock = [], iter(range(10**6))
+    monkeypatch.setattr(live, "PACE", 0.0)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    monkeypatch.setattr(live, "frame", lambda runs, *rest: steps.append(runs[0].step) or [])
+    passed_on([START, *map(step, range(301, 305)), END], folder)
+    assert steps[-1] == 304
