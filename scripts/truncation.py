@@ -3,7 +3,7 @@
 Two tables in Markdown. How the runs learn: the same network and number of characters with every
 --bptt, validation loss on the way and speed. And what their gradients are: at fixed weights, the
 mean over the steps of an epoch against the gradient of full BPTT (bias), and how far a single
-step's is from that mean (spread). Takes some 10 minutes on 2 cores; --quick is a look.
+step's is from that mean (spread). Takes some 15 minutes on 2 cores; --quick is a look.
 """
 
 from __future__ import annotations
