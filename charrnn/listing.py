@@ -176,11 +176,14 @@ class _Reader:
 
     def metrics(self, path: Path) -> None:
         run, end = self.run, {}
-        # A start event is written where the length of the run is new.
-        for start in (runlog.event_at(path, 0), runlog.event_at(path, self.kept)):
+        # A start event is written where the length of the run is new: the first is older than the
+        # checkpoint, the one behind the checkpoint is newer.
+        for place in dict.fromkeys((0, self.kept)):
+            start = runlog.event_at(path, place)
             if start is not None and start["event"] == "start":
                 run["parameters"] = int(start["parameters"])
-                run["total_steps"] = int(start["total_steps"])
+                if place == self.kept:
+                    run["total_steps"] = int(start["total_steps"])
         for event in runlog.tail(path):
             run["step"] = max(int(event["step"]), run["checkpoint_step"] or 0)
             if event["event"] == "validation":

@@ -124,6 +124,13 @@ def test_a_run_that_got_more_steps(tmp_path):
     assert listed(folder)["total_steps"] == 900
 
 
+def test_a_checkpoint_knows_more_than_the_first_start(tmp_path):
+    """A finished run that was trained further and has finished again."""
+    first = lines(START | {"total_steps": 50}, TRAIN | {"step": 50})
+    folder = make(tmp_path / "book", end("finished", 100), finished="finished", kept=first)
+    assert listed(folder)["total_steps"] == 400
+
+
 def test_a_run_without_a_checkpoint(tmp_path):
     folder = make(tmp_path / "book", TRAIN)
     (folder / "last.safetensors").unlink()
