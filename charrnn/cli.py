@@ -16,17 +16,24 @@ import shutil
 import signal
 import sys
 import time
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
-from click.core import ParameterSource
 
 from charrnn import __version__, monitor
-from charrnn.config import Config, ModelConfig, SampleConfig, Section, allowed, flag
+from charrnn.config import Config, ModelConfig, SampleConfig, flag
 from charrnn.errors import CharRNNError, Diverged, InputError, SaveError
+from charrnn.options import (
+    SectionedCommand,
+    as_json,
+    count_option,
+    given_of,
+    on_unknown,
+    options_of,
+    word,
+)
 
 if TYPE_CHECKING:
     from charrnn.trainer import Run
@@ -105,94 +112,6 @@ def _let_stdout_take_any_character() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="replace", newline="\n")  # type: ignore[union-attr]
 
 
-class SectionedCommand(click.Command):
-    """A command whose help lists the options under the sections of the config."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        title_of = {
-            field.name: f"{name.capitalize()} options"
-            for name, section in Config.sections().items()
-            for field in dataclasses.fields(section)
-        }
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if isinstance(parameter, click.Option) and record is not None:
-                title = title_of.get(parameter.name or "", "Options")
-                sections.setdefault(title, []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-class Number(click.ParamType):
-    """Text to a number. What is none stays text: config.py refuses it, as every bad value."""
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
-        self.name = {int: "integer", float: "number"}[kind]
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return self.kind(value)
-        except ValueError:
-            return value
-
-
-def help_text(field: dataclasses.Field[Any]) -> tuple[str, str]:
-    """What an option does; and its default and allowed values, in words."""
-    text, _, default = field.metadata["help"].rstrip("]").partition("  [default: ")
-    if field.default is not None:
-        default = _word(field.default)
-    facts = [f"default: {default}"] if default else []
-    if not field.metadata["choices"] and allowed(field.metadata):
-        facts.append(allowed(field.metadata))
-    return text, "; ".join(facts)
-
-
-def _word(value: Any) -> str:
-    """A value as a person writes it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def options_of(*sections: type[Section], without: Sequence[str] = ()) -> Callable[[Any], Any]:
-    """A decorator that gives a command one option for every field of config sections."""
-
-    def decorate(command: Any) -> Any:
-        for section in reversed(sections):
-            hints = typing.get_type_hints(section)
-            fields = [f for f in dataclasses.fields(section) if f.name not in without]
-            for field in reversed(fields):
-                hint = hints[field.name]
-                command = _option(field, (typing.get_args(hint) or (hint,))[0])(command)
-        return command
-
-    return decorate
-
-
-def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Any], Any]:
-    names = [flag(name) for name in (field.name, *field.metadata["aliases"])]
-    text, facts = help_text(field)
-    help = f"{text}  [{facts}]" if facts else text
-    attributes: dict[str, Any] = {}
-    if kind is bool:
-        names[0] += "/--no-" + names[0].removeprefix("--")
-    elif kind in (int, float):
-        attributes["type"] = Number(kind)
-    elif field.metadata["choices"]:
-        attributes["type"] = click.Choice(field.metadata["choices"])
-    # No default here: what was not given is left to the config.
-    return click.option(*dict.fromkeys(names), field.name, default=None, help=help, **attributes)
-
-
-def _given(names: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that stand on the command line."""
-    source = click.get_current_context().get_parameter_source
-    return {k: v for k, v in names.items() if source(k) is ParameterSource.COMMANDLINE}
-
-
 def _note(text: str) -> None:
     click.echo(text, err=True)
 
@@ -201,19 +120,6 @@ def _print_json(value: Any) -> None:
     from charrnn.runlog import dump_json
 
     click.echo(dump_json(value, indent=2).decode())
-
-
-def on_unknown(*choices: str) -> Callable[[Any], Any]:
-    """The ``--on-unknown`` option; its first choice is the default."""
-    return click.option(
-        "--on-unknown",
-        type=click.Choice(choices),
-        default=choices[0],
-        help=f"What to do with characters that the model does not know.  [default: {choices[0]}]",
-    )
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.group("charrnn", cls=Commands, context_settings=SETTINGS, invoke_without_command=True)
@@ -257,9 +163,9 @@ def train(
 
     FILE may be several files, folders (their .txt files), .gz files, or - for standard input.
     """
-    changes = _given(options)
+    changes = given_of(options)
     config = Config.from_options(changes)
-    _check_start(files, _given(click.get_current_context().params))
+    _check_start(files, given_of(click.get_current_context().params))
 
     from charrnn import runs
     from charrnn.live import beside
@@ -352,7 +258,7 @@ def sample(
 
     MODEL is a run folder or a checkpoint file; without it, the newest run's best model writes.
     """
-    config = SampleConfig(**_given(options))
+    config = SampleConfig(**given_of(options))
     if prompt is not None and prompt_file is not None:
         click.get_current_context().fail("--prompt and --prompt-file are both given: use one")
 
@@ -566,12 +472,6 @@ UNUSED = ("dropout", "precision", "dtype")
 FRESH = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in UNUSED)
 
 
-def count_option(name: str, help: str, least: int = 1, **more: Any) -> Callable[[Any], Any]:
-    """An option that takes a whole number."""
-    kind = click.IntRange(least)
-    return click.option(name, type=kind, metavar="INTEGER", help=help, **more)
-
-
 @cli.command(cls=SectionedCommand)
 @click.argument("models", nargs=-1, metavar="[RUN|CKPT]...")
 @click.option(
@@ -631,7 +531,7 @@ def gradients(
     clipping    how often and how much a run's gradients were clipped
     compare     several models side by side
     """
-    config = ModelConfig(**_given({name: options.pop(name) for name in FRESH}))
+    config = ModelConfig(**given_of({name: options.pop(name) for name in FRESH}))
     _check_gradients(models, show, untrained)
 
     import numpy as np
@@ -664,7 +564,7 @@ def gradients(
 def _check_gradients(models: Sequence[str], show: str | None, untrained: bool) -> None:
     """Refuse options that have no meaning together."""
     fail = click.get_current_context().fail
-    given = _given(click.get_current_context().params)
+    given = given_of(click.get_current_context().params)
     if "files" in given and "prompt" in given:
         fail("--text and --prompt are both given: use one")
     for name in (*FRESH, "seed"):
@@ -695,4 +595,4 @@ def _print_tree(tree: Mapping[str, Any], indent: str = "") -> None:
 def _fact(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
-    return "-" if value is None else _word(value)
+    return "-" if value is None else word(value)

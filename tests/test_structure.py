@@ -146,6 +146,7 @@ CORE = {
         "vocab",
     },
     "monitor": {"errors"},
+    "options": {"config"},
     "curves": {"config", "errors", "live", "plots", "runlog"},
     "listing": {"chart", "checkpoint", "errors", "runlog"},
     "live": {"chart", "errors", "monitor", "runlog", "terminal"},
