@@ -390,7 +390,7 @@ def monitor_runs(runs: tuple[str, ...]) -> None:
     Shows loss curves, learning rate, gradient norm, speed and the newest sample of RUN, a run
     folder; several are overlaid; without one it is the newest run. Keys: q quits, x changes the x
     axis, l is a linear or logarithmic loss, u nats or bits. Without a terminal, a line is written
-    for each event until the runs have ended.
+    for each event until nobody trains the runs any more.
     """
     from charrnn import live
 

@@ -629,7 +629,7 @@ def _sample(runs: Sequence[Watched], width: int, height: int, style: Style) -> l
 
 
 def watch(names: Sequence[str], keys: TextIO | None, stream: TextIO) -> None:
-    """Show runs until the user quits; without a terminal, until they have ended.
+    """Show runs until the user quits; without a terminal, until nobody trains them.
 
     Parameters
     ----------
@@ -749,11 +749,12 @@ class _Display:
 def _write_lines(runs: Sequence[Watched], stream: TextIO) -> None:
     logs = [_Lines(run, f"{run.name}: " if len(runs) > 1 else "") for run in runs]
     while True:
+        going_on = any([runlog.held(run.folder) for run in runs])  # before the last lines are read
         for log in logs:
             for line in log.new():
                 stream.write(line + "\n")
         stream.flush()
-        if all(run.end and not run.trouble for run in runs):
+        if not going_on:
             return
         time.sleep(READ_EVERY)
 

@@ -14,13 +14,14 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from charrnn import live
+from charrnn import live, runlog
 from charrnn.chart import Style
 from charrnn.cli import cli
 from charrnn.errors import InputError
@@ -419,6 +420,21 @@ def test_lines_without_standard_input(folder, monkeypatch):
     stream = io.StringIO()
     live.watch([str(folder)], None, stream)
     assert stream.getvalue().endswith("finished after 40 s\n")
+
+
+def test_lines_end_when_nobody_trains(folder):
+    """An interrupted run has no end event; one that trains has its lock."""
+    stream = io.StringIO()
+    with runlog.lock(folder):
+        watcher = threading.Thread(target=live.watch, args=([str(folder)], None, stream))
+        watcher.start()
+        watcher.join(2 * live.READ_EVERY)
+        assert watcher.is_alive()
+        with open(folder / "metrics.jsonl", "ab") as file:
+            file.write(text_of([train(210)]))
+    watcher.join(60)
+    assert not watcher.is_alive()
+    assert stream.getvalue().splitlines()[-1].startswith("step 210  training")
 
 
 def test_lines_that_a_resumed_run_repeats_come_once(folder):
