@@ -208,8 +208,8 @@ class DataConfig(Section):
     )
     recompute: str = option(
         "auto",
-        "Keep few states of a window and compute the others again on the way back: less memory, at "
-        "most 1.4 times the time, the same bits. auto: windows that need over 256 MB; not with "
+        "Keep few states of a window and compute the others again on the way back: less memory, "
+        "some 1.4 times the time, the same bits. auto: windows that need over 256 MB; not with "
         "--bptt sliding.",
         choices=("auto", "never", "always"),
         resumable=True,
