@@ -18,8 +18,8 @@ import pytest
 from click.testing import CliRunner
 
 import charrnn
-from charrnn import cli as cli_module
 from charrnn.cli import cli
+from charrnn.commands import sample as sample_module
 from charrnn.config import Config, SampleConfig
 from charrnn.errors import InputError, SaveError
 
@@ -396,14 +396,14 @@ def test_a_bad_prompt_leaves_the_output_file_alone(lm, generate, tmp_path, monke
     ("seconds", "want"), [(-1, [">", ">a", ">ab", ">abc"]), (1e3, [">", ">a"])]
 )
 def test_sample_streams_the_first_sample(seconds, want, monkeypatch):
-    monkeypatch.setattr(cli_module, "STREAM_SECONDS", seconds)
+    monkeypatch.setattr(sample_module, "STREAM_SECONDS", seconds)
     written = []
 
     class Spy(io.StringIO):
         def flush(self):
             written.append(self.getvalue())
 
-    cli_module._write_samples(Spy(), ">", iter([["a", "x"], ["b", "y"], ["c", "z"]]), 2)
+    sample_module._write_samples(Spy(), ">", iter([["a", "x"], ["b", "y"], ["c", "z"]]), 2)
     assert written == want
 
 

@@ -8,7 +8,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from charrnn import cli, curves, live
+from charrnn import curves, live
+from charrnn.cli import cli
+from charrnn.commands.plot import AXES
 from charrnn.config import Config
 from charrnn.live import View, Watched
 
@@ -110,7 +112,7 @@ def test_several_runs(tmp_path):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(cli.cli, ["plot", *map(str, arguments)])
+    return CliRunner().invoke(cli, ["plot", *map(str, arguments)])
 
 
 @pytest.mark.parametrize("name, head", [("a.png", b"\x89PNG"), ("a.SVG", b"<?xml")])
@@ -149,4 +151,4 @@ def test_wrong_input(tmp_path, monkeypatch):
 
 
 def test_the_axes_that_can_be_chosen():
-    assert live.AXES == cli.AXES
+    assert live.AXES == AXES

@@ -14,7 +14,8 @@ from click.testing import CliRunner
 
 import charrnn
 from charrnn import api, gradients, laboratory
-from charrnn.cli import SHOWN, cli
+from charrnn.cli import cli
+from charrnn.commands.gradients import SHOWN
 from charrnn.heatmap import Style
 
 ROOT = Path(__file__).resolve().parent.parent

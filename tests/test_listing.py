@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from charrnn import checkpoint, cli, listing, runlog
+from charrnn import checkpoint, listing, runlog
+from charrnn.cli import cli
+from charrnn.commands.runs import RUN_COLUMNS
 from charrnn.errors import InputError
 
 MODEL = {"model": "gru", "num_layers": 2, "hidden_size": 8}
@@ -201,11 +203,11 @@ def test_order(tmp_path):
     ]
     for column, names in {"name": "abcd", "step": "cabd", "best": "dcab", "model": "bcda"}.items():
         assert "".join(run["name"] for run in listing.ordered(runs, column)) == names
-    assert tuple(listing.ORDERS) == cli.RUN_COLUMNS
+    assert tuple(listing.ORDERS) == RUN_COLUMNS
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(cli.cli, ["runs", *map(str, arguments)])
+    return CliRunner().invoke(cli, ["runs", *map(str, arguments)])
 
 
 def test_the_table(tmp_path):

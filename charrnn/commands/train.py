@@ -1,0 +1,114 @@
+"""``charrnn train``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from charrnn import monitor
+from charrnn.commands import note
+from charrnn.config import Config, flag
+from charrnn.errors import Diverged
+from charrnn.options import SectionedCommand, given_of, on_unknown, options_of
+
+if TYPE_CHECKING:
+    from charrnn.trainer import Run
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("files", nargs=-1, metavar="FILE...")
+@click.option("--out-dir", help="Folder of the run.  [default: runs/<name of the text>]")
+@click.option("--resume", metavar="RUN|latest", help="Go on with a run: a folder, or the latest.")
+@click.option("--init-from", metavar="CKPT", help="Start from the weights of another model.")
+@on_unknown("add", "map", "error")
+@click.option(
+    "--live", is_flag=True, help="Show curves on the full screen; q goes back to the bar."
+)
+@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@options_of(*Config.sections().values())
+def train(
+    files: tuple[str, ...],
+    out_dir: str | None,
+    resume: str | None,
+    init_from: str | None,
+    on_unknown: str,
+    live: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Train a model on text files.
+
+    FILE may be several files, folders (their .txt files), .gz files, or - for standard input.
+    """
+    changes = given_of(options)
+    config = Config.from_options(changes)
+    _check_start(files, given_of(click.get_current_context().params))
+
+    from charrnn import runs
+    from charrnn.live import beside
+
+    if resume is not None:
+        run = runs.resume(resume, files, changes)
+    else:
+        run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
+    with _stopping(run) as signals:
+        events = run.events()
+        if live:
+            events = beside(events, run.folder, sys.stdin, sys.stderr)
+        end = monitor.show(events, quiet=quiet)
+    if end is not None and end["reason"] == "diverged":
+        raise Diverged(end["message"])
+    if signals:
+        if end is None or end["reason"] == "interrupted":
+            note(f"go on with: {monitor.command('charrnn', 'train', '--resume', run.folder)}")
+        sys.exit(128 + signals[0])
+
+
+def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning together."""
+    fail = click.get_current_context().fail
+    if {"live", "quiet"} <= set(given):
+        fail("--live and --quiet are both given: use one")
+    if "resume" in given:
+        for name in ("out_dir", "init_from", "on_unknown"):
+            if name in given:
+                fail(
+                    f"{flag(name)} cannot be used with --resume, which goes on with a run as it is"
+                )
+    elif not files:
+        fail("no text to train on: name one or more files, folders or -, or use --resume RUN")
+    elif "on_unknown" in given and "init_from" not in given:
+        fail("--on-unknown needs --init-from: a new model knows every character of its text")
+
+
+@contextlib.contextmanager
+def _stopping(run: Run) -> Iterator[list[int]]:
+    """The first SIGINT, SIGTERM or SIGHUP lets ``run`` save and stop, a second one ends at once.
+
+    Yields the list of signals received.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        run.interrupt()
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nsaving at the end of this step; once more to end at once\n")
+
+    before = [signal.signal(each, stop) for each in numbers]
+    try:
+        yield received
+    finally:
+        for each, handler in zip(numbers, before, strict=True):
+            signal.signal(each, handler)
