@@ -17,6 +17,7 @@ class Params:
     ----------
     flat : (n,) array; the few elements between tensors are zero and stay so
     views : name -> array, in the order of ``shapes``
+    bounds : (number of views, 2), where each view's elements begin and end in ``flat``
     decayed : elements ``flat[:decayed]`` belong to matrices, to which alone weight decay applies
     """
 
@@ -37,6 +38,8 @@ class Params:
             name: self.flat[where[name] :][: int(np.prod(shape))].reshape(shape)
             for name, shape in shapes.items()
         }
+        ends = [(where[name], where[name] + view.size) for name, view in self.views.items()]
+        self.bounds = np.array(ends)
 
     @property
     def count(self) -> int:

@@ -134,7 +134,7 @@ class Inputs(ABC):
         layers = self.states_at(len(self.ids) if slot is None else slot)
         return {s: np.stack([layer[s] for layer in layers]) for s in self.model.cell.states}
 
-    def carry(self, before: Self, slot: int) -> None:
+    def carry(self, before: Inputs, slot: int) -> None:
         """Begin where the window ``before``, which may share the arrays, was at step ``slot``."""
         for mine, other in zip(self.states_at(0), before.states_at(slot), strict=True):
             for s, array in mine.items():

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from charrnn.kernels.update import LANES, square_sum
-from charrnn.model import Model
+from charrnn.kernels.update import LANES, median_norms, square_sums
 from charrnn.params import Params
-from charrnn.passes import State
+from charrnn.passes import Pass
 
 STEPS = 256
 """Characters over which the reach is measured, at the most."""
@@ -22,26 +20,21 @@ FAR = 0.01
 """Share of a gradient's norm below which it is out of reach."""
 
 
-def norms(params: Params) -> dict[str, float]:
-    """The Euclidean norm of every tensor."""
-    lanes, unlimited = np.empty(LANES), params.flat.dtype.type(np.inf)
-    found = {}
-    for name, view in params.views.items():
-        square_sum(lanes, view.reshape(-1), unlimited, 0, view.size)
-        found[name] = math.sqrt(lanes.sum())
-    return found
+def norms(params: Params, flat: np.ndarray) -> dict[str, float]:
+    """The Euclidean norm of every tensor, in an array that is laid out as ``params.flat``."""
+    sums = np.empty(len(params.bounds))
+    square_sums(sums, np.empty(LANES), flat, params.bounds)
+    return dict(zip(params.views, np.sqrt(sums).tolist(), strict=True))
 
 
-def reach(
-    model: Model, ids: np.ndarray, targets: np.ndarray, state: State, dropout: float,
-    seed: int, step: int,
-) -> dict[str, Any]:  # fmt: skip
+def reach(run: Pass, ids: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
     """How far back the loss of a window's last character is felt.
 
-    One pass over ids, targets (T, B), with no other loss than the last step's. The gradient of that
-    loss by the first layer's gates before their non-linearity, k characters before, has a norm for
-    every row; taken is the median over the rows, as a share of that at k = 0. (By the gates, and
-    not by h, because in an LSTM most of it comes back through c.)
+    One pass over ids, targets (T, B), with no other loss than the last step's; ``run`` holds the
+    state before them, and the key of the dropout. The gradient of that loss by the first layer's
+    gates before their non-linearity, k characters before, has a norm for every row; taken is the
+    median over the rows, as a share of that at k = 0. (By the gates, and not by h, because in an
+    LSTM most of it comes back through c.)
 
     Returns
     -------
@@ -50,27 +43,22 @@ def reach(
         ``window``, T; ``lags`` 1, 2, 4, ... below T and the ``shares`` there, None if there is no
         gradient at all.
     """
-    T, B = ids.shape
-    run = model.train_pass(T, B, dropout)
-    masked = np.full_like(targets, -1)
-    masked[-1] = targets[-1]
-    run.load(ids, masked, count=B)
-    run.set_state(state)
-    run.set_dropout_key(seed, step)
+    T = len(ids)
+    run = run.of_length(T, 1)
+    run.load(ids, targets[-1:])
+    run.window.dx[-1][:-1] = 0
     run.ways[:] = 1
     run.run_back()
-    gates = run.window.w[0]["gates"]
-    squares = np.sort(np.einsum("tbg,tbg->tb", gates, gates)[::-1], axis=1).astype(float)
-    roots = np.sqrt(squares)
-    median = (roots[:, (B - 1) // 2] + roots[:, B // 2]) / 2  # np.median takes a tenth of a ms
+    medians = np.empty(T)
+    median_norms(medians, np.empty(ids.shape[1]), run.window.w[0]["gates"])
+    norms = medians[::-1].tolist()
+    far = FAR * norms[0]
     lags = [1 << i for i in range(T.bit_length()) if 1 << i < T]
-    if not median[0] > 0:
+    if not norms[0] > 0:
         return {"chars": None, "window": T, "lags": lags, "shares": None}
-    shares = median / median[0]
-    far = np.flatnonzero(shares < FAR)
     return {
-        "chars": int(far[0]) if len(far) else None,
+        "chars": next((k for k, norm in enumerate(norms) if norm < far), None),
         "window": T,
         "lags": lags,
-        "shares": [float(shares[lag]) for lag in lags],
+        "shares": [norms[lag] / norms[0] for lag in lags],
     }

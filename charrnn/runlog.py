@@ -293,7 +293,11 @@ def _finite(literal: str) -> float:
 
 def dump_json(value: Any, indent: int | None = None) -> bytes:
     """Strict JSON, UTF-8: numbers that are not finite become null."""
-    text = json.dumps(_nulled(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    encode = json.JSONEncoder(indent=indent, ensure_ascii=False, allow_nan=False).encode
+    try:
+        text = encode(value)
+    except ValueError:  # rare, and to look for them takes longer than all the rest
+        text = encode(_nulled(value))
     # A lone surrogate (an undecodable file name) becomes \udcxx, which is JSON's escape for it.
     return text.encode(errors="backslashreplace")
 

@@ -27,7 +27,6 @@ from charrnn.kernels import jit
 from charrnn.kernels.program import code
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
-from charrnn.params import Params
 from charrnn.passes import Inputs
 from charrnn.schedules import learning_rate
 from charrnn.sliding import Sliding
@@ -219,14 +218,16 @@ class Run:
 
     def _reach(self, piece: Piece, window: Inputs) -> dict[str, Any]:
         """`probe.reach` of the first characters of the piece that have losses."""
-        new = len(piece.targets)
+        new, model = len(piece.targets), self.model
         T = min(new, probe.STEPS)
-        train, state = self.config.train, window.state(0)
-        if new < len(piece.ids):
-            state = self.model.advance(piece.ids[:-new], state)
-        ids = piece.ids[len(piece.ids) - new :][:T]
-        dropout, step = self.config.model.dropout, self.progress.step
-        return probe.reach(self.model, ids, piece.targets[:T], state, dropout, train.seed, step)
+        run = model.train_pass(T, self.plan.batch_size, self.config.model.dropout)
+        before, ids = piece.ids[:-new], piece.ids[-new:]
+        if len(before):
+            run.set_state(model.advance(before, window.state(0)))
+        else:
+            run.carry(window, 0)
+        run.set_dropout_key(self.config.train.seed, self.progress.step)
+        return probe.reach(run, ids[:T], piece.targets[:T])
 
     def _gradients(self, piece: Piece, window: Inputs) -> tuple[float, Clipping]:
         """Forward and backward; the window's loss and the gradient's measure."""
@@ -385,22 +386,22 @@ class Run:
         return event
 
     def _gradient_event(self, before: np.ndarray, reach: dict[str, Any] | None) -> Event:
-        """What there is to say of this step's gradient; ``before`` are the weights it changed."""
-        p, model = self.progress, self.model
-        updates = Params(model.params.shapes, before.dtype)
-        np.subtract(model.params.flat, before, out=updates.flat)
+        """What there is to say of this step's gradient; ``before``, a copy of the weights that it
+        changed, is overwritten."""
+        p, params, grads = self.progress, self.model.params, self.model.grads
+        update = np.subtract(params.flat, before, out=before)
         limit = self.config.train.grad_clip_value
-        beyond = np.count_nonzero(np.abs(model.grads.flat) > limit) if limit else 0
+        beyond = np.count_nonzero(np.abs(grads.flat) > limit) if limit else 0
         event = {
             "event": "gradients",
             "step": p.step,
             "epoch": self._epoch(),
-            "gradient_norms": probe.norms(model.grads),
-            "update_norms": probe.norms(updates),
-            "weight_norms": probe.norms(model.params),
+            "gradient_norms": probe.norms(params, grads.flat),
+            "update_norms": probe.norms(params, update),
+            "weight_norms": probe.norms(params, params.flat),
             "clipped": p.gradient_clipped / p.gradient_steps,
             "clip_scale": p.gradient_scales / p.gradient_steps,
-            "clipped_elements": beyond / model.params.count,
+            "clipped_elements": beyond / params.count,
             "reach": reach,
         }
         p.gradient_steps, p.gradient_clipped, p.gradient_scales = 0, 0, 0.0

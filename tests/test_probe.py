@@ -107,7 +107,11 @@ def test_reach_is_that_of_the_components(cell: str, activation: str, layers: int
     T, B = 9, 3
     model = networks.make(cell, activation, num_layers=layers)
     data = networks.window(model, T, B)
-    found = probe.reach(model, data.ids, data.targets, data.state, 0.0, 1, 1)
+    run = model.train_pass(T, B)
+    run.load(data.ids, data.targets)
+    run.run_gradients()  # what it leaves must not matter
+    run.set_state(data.state)
+    found = probe.reach(run, data.ids, data.targets)
     by_row = np.empty((T, B))
     for b in range(B):
         states = [{n: s[i, b : b + 1] for n, s in data.state.items()} for i in range(layers)]
@@ -130,5 +134,5 @@ def test_reach_without_a_gradient() -> None:
     model.params.views["layers.0.b"][:] = -100
     model.changed()
     data = networks.window(model)
-    found = probe.reach(model, data.ids, data.targets, model.zero_state(networks.B), 0.0, 1, 1)
+    found = probe.reach(model.train_pass(networks.T, networks.B), data.ids, data.targets)
     assert found == {"chars": None, "window": networks.T, "lags": [1, 2], "shares": None}

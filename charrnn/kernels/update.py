@@ -36,6 +36,38 @@ def square_sum(lanes, g, limit, i0, i1):
 
 
 @kernel
+def square_sums(sums, lanes, g, bounds):
+    """``sums[k]``: the sum of squares of ``g[bounds[k, 0] : bounds[k, 1]]``.
+
+    ``sums`` (n,) and ``lanes`` (LANES,), both float64, are overwritten.
+    """
+    unlimited = g.dtype.type(np.inf)
+    for k in range(sums.size):
+        square_sum(lanes, g, unlimited, bounds[k, 0], bounds[k, 1])
+        sums[k] = lanes.sum()
+
+
+@kernel
+def median_norms(medians, squares, x):
+    """``medians[t]``: the median over b of the Euclidean norms of the rows ``x[t, b]``.
+
+    ``medians`` (T,) and ``squares`` (B,), both float64, are overwritten; x (T, B, n).
+    """
+    T, B, n = x.shape
+    for t in range(T):
+        for b in range(B):  # insertion sort: there are few rows
+            square = 0.0
+            for i in range(n):
+                square += np.float64(x[t, b, i]) * np.float64(x[t, b, i])
+            j = b
+            while j > 0 and squares[j - 1] > square:
+                squares[j] = squares[j - 1]
+                j -= 1
+            squares[j] = square
+        medians[t] = (np.sqrt(squares[(B - 1) // 2]) + np.sqrt(squares[B // 2])) / 2
+
+
+@kernel
 def sgd(p, g, numbers, i0, i1):
     """``p -= rate * (g + decay * p)``."""
     p, g = p[i0:i1], g[i0:i1]
