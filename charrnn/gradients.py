@@ -22,7 +22,9 @@ import numpy as np
 
 from charrnn.cells.base import SLOPES, Arrays, Cell, Part
 from charrnn.errors import InputError
+from charrnn.kernels.program import make
 from charrnn.kernels.seat import ALONE, NOWHERE
+from charrnn.kernels.tile import tile_for
 from charrnn.model import Model
 from charrnn.params import Params
 from charrnn.passes import Pass, State
@@ -87,8 +89,8 @@ class _Layer:
     ) -> None:
         self.cell, self.p, self.values, self.ids, self.x = cell, p, values, ids, x
         packing = cell.packing(p, "float64", True)
-        for kernel, args in packing.back:
-            kernel(*args)
+        for call in packing.back:
+            make(call)
         self.k = packing.arrays
         self.width = p["Wx"].shape[1]
         self.exposure = cell.exposure(values)
@@ -112,8 +114,8 @@ class _Layer:
             room[name][:, :rows] = self.values[name][time : time + slots]
         room["ways"][:] = 1
         room["dh"][0, :rows] = dh
-        kernel, args = self.cell.backward(self.p, self.k, room, Part(0, rows, NOWHERE, ALONE))
-        kernel(*args)
+        part = Part(0, rows, NOWHERE, ALONE, tile_for("float64"))
+        make(self.cell.backward(self.p, self.k, room, part))
         found = {name: room[name][0, :rows] for name in self.cell.leaves}
         found["h"] = room["dh"][0, :rows]
         for s, d in others.items():
@@ -165,8 +167,8 @@ class _Layer:
 
     def _reduce(self, work: Arrays) -> None:
         """Fill the ``scratch`` of parameters that are neither matrices nor the bias ``b``."""
-        for kernel, args in self.cell.reductions(self.scratch, work, False):
-            kernel(*args)
+        for call in self.cell.reductions(self.scratch, work, False):
+            make(call)
 
 
 class Probe:

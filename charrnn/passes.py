@@ -29,6 +29,7 @@ from charrnn.kernels.pack import operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
+from charrnn.kernels.tile import tile_for
 from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
 
@@ -187,7 +188,7 @@ class Pass(Inputs):
         like: Pass | None = None, rounds: int = 1, first: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(model, T, B, dropout, first)
-        self.team, self.kind = model.team, kind
+        self.team, self.kind, self.code = model.team, kind, tile_for(model.operands)
         self.training = kind in ("train", "gradient", "segment")
         self.chained = kind == "segment"
         self.parts = self.team.size if rounds * T * B * model.params.count >= SMALL else 1
@@ -198,7 +199,7 @@ class Pass(Inputs):
             self.stack, self.ids, training=self.training, dropout=dropout, chained=self.chained,
             like=like.window if like else None,
         )  # fmt: skip
-        self.shares = self.team.parts(B, self.parts, self._by_units(B))
+        self.shares = self.team.parts(B, self.parts, self._by_units(B), self.code)
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
@@ -232,7 +233,10 @@ class Pass(Inputs):
         x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
         by = self.model.params.views["head.by"]
         for s in self.shares:
-            logits = (project, (block.array, x, self.stack.head["Wy"], by, *s.rows, ALONE))
+            logits = (
+                project,
+                (block.array, x, self.stack.head["Wy"], by, *s.rows, ALONE, s.code),
+            )
             block.logits.append([logits])
             arrays = (losses, block.array, targets, self.scale)
             loss = (cross_entropy, (*arrays, self.training, *s.rows))
@@ -241,7 +245,7 @@ class Pass(Inputs):
                 dx = self.window.dx[-1][t0:t1]
                 back = (
                     back_project,
-                    (dx, block.array, self.stack.head["WyT"], by.size, *s.rows, ALONE),
+                    (dx, block.array, self.stack.head["WyT"], by.size, *s.rows, ALONE, s.code),
                 )
                 block.gradients.append([logits, loss, back])
         if self.training:
@@ -279,7 +283,7 @@ class Pass(Inputs):
         if m0 == m1 or c0 == c1:
             return []
         scratch = self.model.scratch[part]
-        args = (gradient, inputs, dgates, m0, m1, c0, c1, shift, scratch, again)
+        args = (gradient, inputs, dgates, m0, m1, c0, c1, shift, scratch, again, self.code)
         return [(weight_product, args)]
 
     # -- running --------------------------------------------------------------------------------

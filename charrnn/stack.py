@@ -178,7 +178,7 @@ class Window:
             ids = self.ids if stack.reads_ids(i) else NO_IDS
             if not stack.reads_ids(i):
                 product = (w["gates"], self.x[i], k["Wx"], p["b"])
-                calls.append((project, (*product, *part.rows, part.seat)))
+                calls.append((project, (*product, *part.rows, part.seat, part.code)))
                 calls += part.join()
             calls.append(stack.cell.forward(p, k, w, ids, part))
             if self.has_link(i):
@@ -204,7 +204,7 @@ class Window:
             if not stack.reads_ids(i):
                 N = p["Wx"].shape[1]
                 product = (self.dx[i], w["gates"], k["WxT"], N)
-                calls.append((back_project, (*product, *part.rows, part.seat)))
+                calls.append((back_project, (*product, *part.rows, part.seat, part.code)))
                 calls += part.join()
                 if self.skips(i):
                     calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))

@@ -70,7 +70,7 @@ class Stepper:
         choice = (self._out, logits, self._random, self._history, self._steps[i], self._rule)
         return [
             *run.forward[i],
-            (project, (logits, run.window.x[-1], Wy, by, *part.rows, ALONE)),
+            (project, (logits, run.window.x[-1], Wy, by, *part.rows, ALONE, part.code)),
             (draw, (run.ids, *choice, *scratch, *part.rows)),
             *((carry, (w[s], *part.rows)) for w in run.window.w for s in model.cell.states),
         ]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from charrnn.kernels.jit import Code
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
 
@@ -30,13 +31,15 @@ Phase = Sequence[Item]
 class Part(NamedTuple):
     """What one thread takes of a window: rows r0 <= r < r1, and units if its seat is shared.
 
-    What is not shared by units is done row by row, also by those who share units.
+    What is not shared by units is done row by row, also by those who share units. ``code`` is the
+    products' tile.
     """
 
     r0: int
     r1: int
     arrivals: np.ndarray
     seat: np.ndarray
+    code: Code
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -63,7 +66,7 @@ class Team:
         self.seats = seats(size)
         self._helpers: list[_Helper] = []
 
-    def parts(self, B: int, count: int, units: bool) -> list[Part]:
+    def parts(self, B: int, count: int, units: bool, code: Code) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.
 
         With ``units`` all of the team share the units, even those without rows: their parts have
@@ -73,7 +76,7 @@ class Team:
             shared = [(self.arrivals, seat) for seat in self.seats]
         else:
             shared = [(NOWHERE, ALONE)] * min(count, B)
-        return [Part(*share(B, i, len(shared)), *s) for i, s in enumerate(shared)]
+        return [Part(*share(B, i, len(shared)), *s, code) for i, s in enumerate(shared)]
 
     def program(self, *phases: Phase) -> Program:
         """Make phases ready to run one after the other; compiles what is not compiled yet."""

@@ -443,7 +443,7 @@ class Run:
         optimizer = self.optimizer
         phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
         calls = [call for phase in phases for item in phase for call in item]
-        count = jit.uncompiled(pair for call in calls for pair in code(call))
+        count = jit.uncompiled(part for call in calls for part in code(call))
         if not count:
             return []
         return [f"compiling {count} kernels, once per installation: some 20 seconds"]

@@ -197,7 +197,7 @@ calls = [(add, (a, a.copy(), 0, rows)) for a in (x, wide) for rows in (3, 2)]
 calls.append((sgd, (x.ravel(), x.ravel(), np.ones(4, np.float32), 0, 24)))
 
 def left():
-    return jit.uncompiled(pair for call in calls for pair in code(call))
+    return jit.uncompiled(part for call in calls for part in code(call))
 
 before = left()
 table = Table(calls)

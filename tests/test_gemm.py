@@ -18,7 +18,7 @@ from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, project
-from charrnn.kernels.tile import VECTORS
+from charrnn.kernels.tile import VECTORS, tile_for
 
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -36,10 +36,10 @@ T, B, K = 3, 5, 13
 
 
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
-def product(C, A, P, r0, r1, columns, accumulate):
+def product(C, A, P, r0, r1, columns, accumulate, code):
     """`gemm` on a part of C's columns and of the rows, as the cells use it."""
     half = halves(P, r1 - r0, A.shape[1])
-    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate, half)
+    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate, half, code)
 
 
 def unrounded(dtype: str) -> str:
@@ -161,7 +161,7 @@ def test_gemm(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 C = guarded(old(rng, (rows + 3, n + 5), dtype, accumulate))
                 before, P = C.copy(), protected(guarded, packed(k, n, dtype))
                 pack(P, W, 0, n)
-                product(C, A, P, 2, 2 + rows, n, accumulate)
+                product(C, A, P, 2, 2 + rows, n, accumulate, tile_for(dtype).address())
                 want = before.copy()
                 want[2 : 2 + rows, :n] = A[2 : 2 + rows] @ W
                 if accumulate:
@@ -179,7 +179,7 @@ def test_gemm_is_as_accurate_as_its_terms_allow(dtype: str) -> None:
     )  # any order of summing
     P = packed(k, 50, dtype)
     pack(P, W, 0, 50)
-    product(C, A, P, 0, 11, 50, True)
+    product(C, A, P, 0, 11, 50, True, tile_for(dtype).address())
     assert (abs(C - exact) <= bound).all()
 
 
@@ -195,7 +195,7 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: str, accumulate: bool) ->
     for cuts in ([0, rows], range(rows + 1), [0, 1, ROWS, ROWS + 2, rows], [0, 7, 14, rows]):
         C = start.copy()
         for r0, r1 in zip(cuts, list(cuts)[1:], strict=False):
-            product(C, A, P, r0, r1, n, accumulate)
+            product(C, A, P, r0, r1, n, accumulate, tile_for(dtype).address())
         results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
 
@@ -210,7 +210,7 @@ def test_columns_do_not_depend_on_their_place(dtype: str) -> None:
     def columns(n0: int, n1: int) -> np.ndarray:
         P, C = packed(K, n1 - n0, dtype), np.empty((6, n1 - n0), unrounded(dtype))
         pack(P, W, n0, n1)
-        product(C, A, P, 0, 6, n1 - n0, False)
+        product(C, A, P, 0, 6, n1 - n0, False, tile_for(dtype).address())
         return C
 
     whole = columns(0, n)
@@ -231,12 +231,12 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
         pack(P, W, 0, n)
         pack_t(PT, W, 0, n)
         for r0, r1 in ((0, 1), (1, 4), (4, 5), (5, 5)):
-            project(out, x, P, bias, r0, r1, ALONE)
+            project(out, x, P, bias, r0, r1, ALONE, tile_for(dtype).address())
             assert np.isnan(out[:, r1:]).all()
         assert equal(out[..., :n], x @ W + bias)
         assert np.isnan(out[..., n:]).all()
         for r0, r1 in ((0, 3), (3, 5)):
-            back_project(dx, out, PT, n, r0, r1, ALONE)
+            back_project(dx, out, PT, n, r0, r1, ALONE, tile_for(dtype).address())
             assert np.isnan(dx[:, r1:]).all()
         out = out[..., :n] if dtype != "bfloat16" else nearest(out[..., :n])
         assert equal(dx, out @ W.T)
@@ -275,7 +275,19 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
             for m0, m1 in ((0, top), (top, k)):
                 for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
                     before = C.copy()
-                    weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate)
+                    weight_product(
+                        C,
+                        A,
+                        D,
+                        m0,
+                        m1,
+                        c0,
+                        c1,
+                        shift,
+                        scratch,
+                        accumulate,
+                        tile_for(dtype).address(),
+                    )
                     before[m0:m1, c0:c1] = C[m0:m1, c0:c1]
                     assert same_bits(C, before)  # nothing else has changed
             assert equal(C, want), (rows, k, n, shift)
@@ -292,11 +304,11 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     for cuts in ([0, n], [0, n - 5, n], [0, 1, 2, n - 3, n]):
         C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
-            weight_product(C, A, D, 0, k, c0, c1, 0, scratch, False)
+            weight_product(C, A, D, 0, k, c0, c1, 0, scratch, False, tile_for(dtype).address())
         results.append(C)
     C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
     for m0, m1 in ((0, 3), (3, 16), (16, k)):
-        weight_product(C, A, D, m0, m1, 0, n, 0, scratch, False)
+        weight_product(C, A, D, m0, m1, 0, n, 0, scratch, False, tile_for(dtype).address())
     results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
     exact = A.astype(np.float64).T @ D.astype(np.float64)

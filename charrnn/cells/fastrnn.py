@@ -22,13 +22,13 @@ ALPHA, BETA = 0.3, 0.7
 
 
 @kernel
-def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat):
+def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat, code):
     """The equations above. h (T+1, B, H); gates (T, B, H); alpha, beta (1,); Wh packed."""
     H = h.shape[2]
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
+        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
         for r in range(r0, r1):
             a, h0, h1 = gates[t, r, u0:u1], h[t, r, u0:u1], h[t + 1, r, u0:u1]
             for j in range(u1 - u0):
@@ -39,7 +39,7 @@ def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, seat):
+def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients.
 
     sums (T, B, 2): each row's part of the gradients of alpha and beta.
@@ -64,7 +64,7 @@ def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, 
             for j in range(H):
                 a[j] = alpha[0] * d[j] * (one - a[j] * a[j])
         join(arrivals, seat)
-        gemm(dh0[m0:m1, u0:u1], gates[t, m0:m1], panels, True, half)
+        gemm(dh0[m0:m1, u0:u1], gates[t, m0:m1], panels, True, half, code)
         join(arrivals, seat)
 
 

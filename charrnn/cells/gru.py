@@ -23,7 +23,7 @@ from charrnn.kernels.softmax import column_sums
 
 
 @kernel
-def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat):
+def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat, code):
     """The equations above. h (T+1, B, H); gates (T, B, 4H); Wh_rz and Wh_n packed."""
     H = h.shape[2]
     r0, r1, u0, u1 = bounds(Wh_n, h.shape[1], H, r0, r1, seat)
@@ -36,8 +36,8 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat):
             q, bias = gates[t, r, 3 * H + u0 : 3 * H + u1], bhn[u0:u1]
             for j in range(u1 - u0):
                 q[j] = bias[j]
-        add_product(rz, h, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
-        add_product(last, h, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, half, arrivals, seat)
+        add_product(rz, h, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
+        add_product(last, h, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
         for r in range(r0, r1):
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
@@ -54,7 +54,7 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
+def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
@@ -85,8 +85,8 @@ def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat):
             for j in range(u1 - u0):
                 reset[j] = new[j]
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, : 2 * H], panels_rz, True, half)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, 3 * H :], panels_n, True, half)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, : 2 * H], panels_rz, True, half, code)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, 3 * H :], panels_n, True, half, code)
 
 
 class GRU(Cell):

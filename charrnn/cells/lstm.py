@@ -23,13 +23,13 @@ from charrnn.kernels.seat import add_product, bounds, join
 
 
 @kernel
-def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat):
+def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat, code):
     """The equations above. h, c (T+1, B, H); gates (T, B, 4H); Wh packed."""
     H = h.shape[2]
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
+        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
         for r in range(r0, r1):
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
@@ -51,7 +51,7 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat):
+def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0, dc (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     tanh_c, di = np.empty(H, dh.dtype), np.empty(H, dh.dtype)
@@ -83,7 +83,7 @@ def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat):
                 f[j] = dm * c0[j] * gate * (one - gate)
                 m[j] = dm * gate
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half, code)
 
 
 class LSTM(Cell):

@@ -20,14 +20,14 @@ CODES = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "identity": IDENTITY}
 
 
 @kernel
-def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat):
+def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
     """The equation above. h (T+1, B, H); gates (T, B, H); Wh packed."""
     H = h.shape[2]
     zero = h.dtype.type(0)
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat)
+        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
         for r in range(r0, r1):
             a, h1 = gates[t, r, u0:u1], h[t + 1, r, u0:u1]
             if activation == TANH:
@@ -45,7 +45,7 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat):
 
 
 @kernel
-def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat):
+def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
     zero, one = dh.dtype.type(0), dh.dtype.type(1)
@@ -70,7 +70,7 @@ def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat):
                 for j in range(u1 - u0):
                     a[j] = d[j]
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half, code)
 
 
 class RNN(Cell):

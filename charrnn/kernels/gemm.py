@@ -30,7 +30,7 @@ def scratch_size(k: int, dtype: Any) -> int:
     return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // ROWS) * ROWS)
 
 
-def gemm(C, A, P, accumulate, half):
+def gemm(C, A, P, accumulate, half, code):
     """``C = A @ W``, or ``C += A @ W``, for W packed as P.
 
     C (M, N) and A (M, K), or (T, M, N) and (T, M, K), have contiguous rows; P is
@@ -44,7 +44,7 @@ def gemm(C, A, P, accumulate, half):
     C[...] = C + product if accumulate else product
 
 
-def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
     """A weight gradient, or the part ``C[m0:m1, c0:c1]`` of it.
 
     ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
@@ -75,29 +75,29 @@ def _halves(P, rows, k):
 
 
 @overload(gemm)
-def _gemm(C, A, P, accumulate, half):
-    # No impl calls another where it need not: the tile is optimised anew in every function.
-    def impl_2d(C, A, P, accumulate, half):
+def _gemm(C, A, P, accumulate, half, code):
+    def impl_2d(C, A, P, accumulate, half, code):
         C, A = np.expand_dims(C, 0), np.expand_dims(A, 0)
-        _product(C, A, P, 1, C.shape[1], 0, C.strides[1], 0, A.strides[1], accumulate)
+        _product(C, A, P, 1, C.shape[1], 0, C.strides[1], 0, A.strides[1], accumulate, code)
 
-    def impl_2d_pairs(C, A, P, accumulate, half):
-        gemm(np.expand_dims(C, 0), np.expand_dims(A, 0), P, accumulate, half)
+    def impl_2d_pairs(C, A, P, accumulate, half, code):
+        gemm(np.expand_dims(C, 0), np.expand_dims(A, 0), P, accumulate, half, code)
 
-    def impl_pairs(C, A, P, accumulate, half):
+    def impl_pairs(C, A, P, accumulate, half, code):
         steps = max(1, half.size // max(1, A.shape[1] * P.shape[1]))
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
-            gemm(C[t0:t1], round_rows(half, A[t0:t1]), P, accumulate, half)
+            gemm(C[t0:t1], round_rows(half, A[t0:t1]), P, accumulate, half, code)
 
-    def impl(C, A, P, accumulate, half):
+    def impl(C, A, P, accumulate, half, code):
         T, M, _ = C.shape
         row = 1
         if M == 1:  # steps as rows: tiles of one row are slow
             T, M, row = 1, T, 0
         _product(
-            C, A, P, T, M, C.strides[0], C.strides[row], A.strides[0], A.strides[row], accumulate
-        )
+            C, A, P, T, M, C.strides[0], C.strides[row], A.strides[0], A.strides[row], accumulate,
+            code,
+        )  # fmt: skip
 
     if P.dtype == A.dtype:
         return impl_2d if A.ndim == 2 else impl
@@ -105,7 +105,7 @@ def _gemm(C, A, P, accumulate, half):
 
 
 @kernel
-def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate):
+def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate, code):
     """`gemm` for T matrices that share P; steps between matrices and rows in bytes.
 
     Panels are the outer loop: one stays in the cache for all rows. Rows are shared out evenly over
@@ -125,8 +125,8 @@ def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate):
             for left in range(tiles, 0, -1):
                 rows = -(-(M - m) // left)
                 tile(
-                    C, t * c_step + m * c_row + j0, c_row, A, t * a_step + m * a_row, a_row, 1,
-                    P, p0, p_step, K, rows, columns, accumulate,
+                    code, C, t * c_step + m * c_row + j0, c_row, A, t * a_step + m * a_row, a_row,
+                    1, P, p0, p_step, K, rows, columns, accumulate,
                 )  # fmt: skip
                 m += rows
         j0 += columns
@@ -139,10 +139,10 @@ def _columns(left, group, width):
 
 
 @overload(gemm_tn)
-def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
     width = panel(str(D.dtype))
 
-    def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+    def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
         ldc = C.strides[0] // C.itemsize
         R, tiles, K = A.shape[0], -(-(m1 - m0) // ROWS), steps_of(scratch, DEPTH)
         room = 2 * K * width
@@ -165,7 +165,7 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
                         prefetch(D, r, next_j)
                     tile(
-                        C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
+                        code, C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
                         P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
                         accumulate or r0 < newest,
                     )  # fmt: skip
@@ -175,6 +175,6 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
 
 
 @kernel
-def weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate):
+def weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
     """`gemm_tn` as a kernel of its own."""
-    gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate)
+    gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code)

@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import llvmlite
 import numba
@@ -166,11 +166,29 @@ class _Cache(caching.FunctionCache):
             self.flush()
 
 
+class Code(NamedTuple):
+    """The compiled code of a kernel for one signature, as an argument that is an address."""
+
+    kernel: Any
+    signature: tuple[Any, ...]
+
+    def address(self) -> int:
+        """Where it is; it is compiled if need be. Without a compiler it is nowhere: 0."""
+        if config.DISABLE_JIT:
+            return 0
+        if self.signature not in self.kernel.overloads:
+            self.kernel.compile(self.signature)
+        result = self.kernel.overloads[self.signature]
+        return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+
+
 def kernel(function: F) -> F:
     """Compile ``function`` at its first call with the policy of this module."""
     if config.DISABLE_JIT:
         return function
-    dispatcher = numba.njit(nogil=True, fastmath=FAST_MATH, error_model="numpy")(function)
+    dispatcher = numba.njit(
+        nogil=True, fastmath=FAST_MATH, error_model="numpy", no_cfunc_wrapper=True
+    )(function)
     dispatcher._cache = _Cache(function)
     dispatcher._can_compile = True
     return dispatcher
@@ -204,11 +222,11 @@ if HAS_BF16:  # the tile holds them as assembly
     binding.initialize_native_asmparser()
 
 
-def uncompiled(code: Iterable[tuple[Any, tuple[Any, ...]]]) -> int:
-    """How many of these kernels, each with a signature, have neither run nor are in the cache."""
+def uncompiled(codes: Iterable[Code]) -> int:
+    """How many of these have neither run nor are in the cache."""
     if config.DISABLE_JIT:
         return 0
-    return sum(not _is_compiled(kernel, signature) for kernel, signature in set(code))
+    return sum(not _is_compiled(*code) for code in set(codes))
 
 
 def _is_compiled(kernel: Any, signature: tuple[Any, ...]) -> bool:

@@ -22,7 +22,7 @@ from numba.core import config, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from charrnn.kernels.jit import kernel
+from charrnn.kernels.jit import Code, kernel
 
 SPINS = 200
 """Looks at a counter, 5 microseconds on a Zen 5, before the processor is offered to other threads.
@@ -93,9 +93,11 @@ def _jump(typingctx, thunk, words):
     """Call the thunk at an address."""
 
     def codegen(context, builder, signature, args):
-        dummy = context.get_dummy_value()
-        kind = ir.FunctionType(context.get_value_type(types.none), [WORD, dummy.type])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1], dummy])
+        dummy, kinds = context.get_dummy_value(), (types.intp, types.TypeRef(types.none))
+        callee = builder.inttoptr(
+            args[0], context.call_conv.get_function_type(types.none, kinds).as_pointer()
+        )
+        context.call_conv.call_function(builder, callee, types.none, kinds, [args[1], dummy])
         return dummy
 
     return types.void(types.intp, types.intp), codegen
@@ -260,11 +262,18 @@ YIELD = _yield_address()
 COMPILED = not config.DISABLE_JIT
 
 
-def code(call: Call) -> tuple[tuple[Any, tuple[Any, ...]], tuple[Any, tuple[Any, ...]]]:
-    """What has to be compiled for a call, each with its signature: the kernel and the thunk."""
+def code(call: Call) -> list[Code]:
+    """What has to be compiled for a call: the kernel, the thunk, and code among the arguments."""
     function, arguments = call
-    kinds = tuple(numba.typeof(a) for a in arguments)
-    return (function, kinds), (enter, (types.intp, types.TypeRef(types.Tuple(kinds))))
+    kinds = tuple(types.intp if isinstance(a, Code) else numba.typeof(a) for a in arguments)
+    thunk = Code(enter, (types.intp, types.TypeRef(types.Tuple(kinds))))
+    return [Code(function, kinds), thunk, *(a for a in arguments if isinstance(a, Code))]
+
+
+def make(call: Call) -> None:
+    """Make one call from Python."""
+    function, arguments = call
+    function(*(a.address() if isinstance(a, Code) else a for a in arguments))
 
 
 class Table:
@@ -278,29 +287,21 @@ class Table:
         self.address = self._rows.ctypes.data
         self._words = []
         for row, call in zip(self._rows, calls, strict=True):
-            function, thunk = code(call)
-            words = [_address(*function, "llvm_func_name")]
+            function, thunk, *_ = code(call)
+            words = [function.address()]
             words += [word for argument in call[1] for word in _words(argument)]
             self._words.append(np.array(words, np.int64))
-            row[0] = _address(*thunk, "llvm_cfunc_wrapper_name")
+            row[0] = thunk.address()
             row[1] = self._words[-1].ctypes.data
 
     def walk(self, rounds: int = 1) -> None:
         """Make the calls."""
         if not COMPILED:
             for _ in range(rounds):
-                for function, arguments in self.calls:
-                    function(*arguments)
+                for call in self.calls:
+                    make(call)
         else:
             walk(self.address, len(self.calls), rounds)
-
-
-def _address(function: Any, signature: tuple[Any, ...], symbol: str) -> int:
-    """Where the code of one signature is; it is compiled if need be."""
-    if signature not in function.overloads:
-        function.compile(signature)
-    result = function.overloads[signature]
-    return result.library.get_pointer_to_function(getattr(result.fndesc, symbol))
 
 
 def _words(argument: Any) -> list[int]:
@@ -310,4 +311,6 @@ def _words(argument: Any) -> list[int]:
     if isinstance(argument, (float, np.floating)):
         bits = np.asarray(argument)
         return [int(bits.view(f"i{bits.itemsize}"))]
+    if isinstance(argument, Code):
+        return [argument.address()]
     return [int(argument)]

@@ -53,7 +53,7 @@ def join(arrivals, seat):
 
 
 @kernel
-def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat):
+def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat, code):
     """``gates[t] += h[t] @ W`` for a thread's `bounds` of rows and units; W (H, G H) packed as P.
 
     With ``ids`` (T, B) gates first are what these select, see `gather`.
@@ -65,6 +65,6 @@ def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat
         n1 = min(N, (first + size - H + u1 + width - 1) // width * width)
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, m0, m1, n0, n1)
-        gemm(gates[t, m0:m1, n0:n1], h[t, m0:m1], P[n0 // width :], True, half)
+        gemm(gates[t, m0:m1, n0:n1], h[t, m0:m1], P[n0 // width :], True, half, code)
     if size < N and H % width > 0:  # a panel may lie across the units of two threads
         join(arrivals, seat)

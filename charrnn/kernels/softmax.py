@@ -15,7 +15,7 @@ ROUNDED = 64
 
 
 @kernel
-def project(out, x, P, bias, r0, r1, seat):
+def project(out, x, P, bias, r0, r1, seat, code):
     """``out[t, r] = x[t, r] @ W + bias`` for the rows r0 <= r < r1, or columns as the seat says.
 
     out (T, B, at least N), x (T, B, K), W packed as P, bias (N,).
@@ -28,18 +28,18 @@ def project(out, x, P, bias, r0, r1, seat):
             for j in range(part.size):
                 row[j] = part[j]
     half = halves(P, max(m1 - m0, ROUNDED), x.shape[2])
-    gemm(out[:, m0:m1, n0:n1], x[:, m0:m1], P[n0 // P.shape[2] :], True, half)
+    gemm(out[:, m0:m1, n0:n1], x[:, m0:m1], P[n0 // P.shape[2] :], True, half, code)
 
 
 @kernel
-def back_project(dx, dout, PT, N, r0, r1, seat):
+def back_project(dx, dout, PT, N, r0, r1, seat, code):
     """Undo `project`: ``dx[t, r] = dout[t, r] @ W.T``, W.T packed as PT.
 
     dout's rows may be longer than W's N columns: the first N count.
     """
     m0, m1, n0, n1 = bounds(PT, dx.shape[1], dx.shape[2], r0, r1, seat)
     half = halves(PT, max(m1 - m0, ROUNDED), N)
-    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], False, half)
+    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], False, half, code)
 
 
 @kernel

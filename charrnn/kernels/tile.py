@@ -14,9 +14,10 @@ import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
 
 from charrnn.kernels.bfloat16 import emit_dot
-from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS
+from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS, Code, kernel
 
 
 def vectors_for(registers: int) -> int:
@@ -39,32 +40,82 @@ def together(rows: int) -> int:
     return {1: 4, 2: 2, 3: 2 if VECTOR_REGISTERS == 32 else 1}.get(rows, 1)
 
 
+@kernel
+def tile_code(
+    scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate
+):  # fmt: skip
+    """`tile` for C of type ``scalar``, and A and P of type ``operand``, at addresses."""
+    _emit(scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate)
+
+
 @intrinsic(prefer_literal=False)
-def tile(typingctx, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, columns, accumulate):
-    """Some rows of C over the whole inner dimension.
+def _emit(
+    typingctx, scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate
+):  # fmt: skip
+    def codegen(context, builder, signature, args):
+        kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
+        tile = Tile(builder, *kinds, VECTOR_BITS // scalar.instance_type.bitwidth)
+        c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate = args[2:]
+        tile.c = builder.inttoptr(c, kinds[0].as_pointer())
+        tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
+        tile.ldc, tile.step_m, tile.step_k, tile.p_step, tile.K = ldc, step_m, step_k, p_step, K
+        tile.columns, tile.accumulate = columns, accumulate
+        tile.emit(rows)
+        return context.get_dummy_value()
+
+    return types.void(*_kinds(scalar.instance_type, operand.instance_type)), codegen
+
+
+def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
+    """The types of `tile_code`'s arguments."""
+    of = tuple(types.TypeRef(t) for t in (scalar, operand))
+    return (*of, *[types.intp] * 10, types.boolean)
+
+
+def tile_for(operands: Any) -> Code:
+    """The code of `tile` for operands of a dtype, or pairs for "bfloat16".
+
+    Compiled once, it is called by all products: in each of them it would take seconds to optimise.
+    """
+    if str(operands) == "bfloat16":
+        return Code(tile_code, _kinds(types.float32, types.uint32))
+    scalar = from_dtype(np.dtype(operands))
+    return Code(tile_code, _kinds(scalar, scalar))
+
+
+@intrinsic(prefer_literal=False)
+def tile(
+    typingctx, code, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, columns, accumulate
+):  # fmt: skip
+    """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
     ``C[c0 + m*ldc + p*panel + j] (+)= sum_k A[a0 + m*step_m + k*step_k]
     * P[p0 + p*p_step + k*panel + j]`` for m < rows <= ROWS and p*panel + j < columns, indices
     counting elements from each array's start. Elements of P and A may be pairs of bfloat16.
     """
     sig = types.void(
-        C, *[types.intp] * 2, A, *[types.intp] * 3, P, *[types.intp] * 5, types.boolean
+        types.intp, C, *[types.intp] * 2, A, *[types.intp] * 3, P, *[types.intp] * 5, types.boolean
     )
+    kinds = _kinds(C.dtype, P.dtype)
 
     def codegen(context, builder, signature, args):
-        c, c0, ldc, a, a0, step_m, step_k, p, p0, p_step, K, rows, columns, accumulate = args
-        start = {}
-        for name, ty, value in (("c", C, c), ("a", A, a), ("p", P, p)):
-            start[name] = context.make_array(ty)(context, builder, value=value).data
-        scalar, operand = (start[name].type.pointee for name in "cp")
-        tile = Tile(builder, scalar, operand, VECTOR_BITS // C.dtype.bitwidth)
-        tile.c = builder.gep(start["c"], [c0])
-        tile.a = builder.gep(start["a"], [a0])
-        tile.p = builder.gep(start["p"], [p0])
-        tile.ldc, tile.step_m, tile.step_k, tile.p_step, tile.K = ldc, step_m, step_k, p_step, K
-        tile.columns, tile.accumulate = columns, accumulate
-        tile.emit(rows)
-        return context.get_dummy_value()
+        code, c, c0, ldc, a, a0, step_m, step_k, p, p0, p_step, K, rows, columns, accumulate = args
+        start = [
+            builder.ptrtoint(
+                builder.gep(context.make_array(ty)(context, builder, value=x).data, [first]),
+                c0.type,
+            )
+            for ty, x, first in ((C, c, c0), (A, a, a0), (P, p, p0))
+        ]
+        dummy = context.get_dummy_value()
+        values = [
+            dummy, dummy, start[0], ldc, start[1], step_m, step_k, start[2], p_step, K, rows,
+            columns, accumulate,
+        ]  # fmt: skip
+        kind = context.call_conv.get_function_type(types.none, kinds)
+        callee = builder.inttoptr(code, kind.as_pointer())
+        context.call_conv.call_function(builder, callee, types.none, kinds, values)
+        return dummy
 
     return sig, codegen
 
