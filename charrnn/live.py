@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import add
 from pathlib import Path
 from typing import Any, TextIO
 
-from charrnn import runlog
+from charrnn import advice, runlog
 from charrnn.chart import (
     Piece,
     Rule,
@@ -32,6 +32,7 @@ from charrnn.chart import (
 )
 from charrnn.errors import InputError
 from charrnn.monitor import REASONS, duration, units
+from charrnn.table import Table
 from charrnn.terminal import Screen, style_of, usable
 
 Event = dict[str, Any]
@@ -157,49 +158,6 @@ def _newest(root: Path) -> Path:
 # -- one run ------------------------------------------------------------------------------------
 
 
-class Table:
-    """Rows of numbers, at most ``LIMIT``: when it is full, each two neighbours become their mean.
-
-    So a run of any length costs the same to keep and to draw.
-    """
-
-    LIMIT = 1024
-
-    def __init__(self, *names: str) -> None:
-        self.names = names
-        self.rows: list[tuple[float, ...]] = []
-        self._stride, self._count = 1, 0
-        self._sums: tuple[float, ...] = ()
-        self._last: tuple[float, ...] = ()
-
-    def append(self, row: tuple[float, ...]) -> None:
-        self._last = row
-        self._sums = tuple(map(add, self._sums, row)) if self._count else row
-        self._count += 1
-        if self._count == self._stride:
-            self.rows.append(self._mean())
-            self._count = 0
-            if len(self.rows) == self.LIMIT:
-                pairs = zip(self.rows[::2], self.rows[1::2], strict=True)
-                self.rows = [
-                    tuple((a + b) / 2 for a, b in zip(*pair, strict=True)) for pair in pairs
-                ]
-                self._stride *= 2
-
-    @property
-    def last(self) -> dict[str, float]:
-        """The newest row as it came; empty if there is none."""
-        return dict(zip(self.names, self._last, strict=False))
-
-    def __getitem__(self, name: str) -> list[float]:
-        index = self.names.index(name)
-        rows = [*self.rows, self._mean()] if self._count else self.rows
-        return [row[index] for row in rows]
-
-    def _mean(self) -> tuple[float, ...]:
-        return tuple(value / self._count for value in self._sums)
-
-
 class Watched:
     """What its files tell of one run.
 
@@ -210,6 +168,7 @@ class Watched:
     validating : steps, characters, seconds and validation losses, in nats per character
     alive : whether it is known to go on, however long it writes nothing
     reached : a step that it is known to have reached, whatever it has written
+    advice : what its numbers say about it
     bad : lines that are no events
     trouble : why the file cannot be read, such as that it is gone
     """
@@ -222,6 +181,8 @@ class Watched:
 
     def _begin(self) -> None:
         self.clip, self.about = _described(self.folder)
+        self._config, self._course = advice.config_of(self.folder), advice.Course()
+        self._advice: tuple[int, list[str]] = 0, []  # after so many events
         self.start: Event = {}
         self.best: Event = {}
         self.sample: Event = {}
@@ -263,6 +224,7 @@ class Watched:
             handler = self._handlers.get(event["event"])
             if handler is not None:  # else it is of a newer charrnn
                 handler(event)
+            self._course.take(event)
         except (TypeError, KeyError, ValueError, OverflowError):
             self.bad += 1
             return False
@@ -323,6 +285,14 @@ class Watched:
         """How far the run is."""
         tables = self.training, self.validating
         return int(max(self.reached, *(table.last.get("steps", 0) for table in tables)))
+
+    @property
+    def advice(self) -> list[str]:
+        """See `charrnn.advice`; none while much of the file is still to be read."""
+        taken = self._course.taken
+        if self._config is not None and self._advice[0] != taken and not self.unread:
+            self._advice = taken, advice.advice(self._course, self._config)
+        return self._advice[1]
 
     @property
     def unread(self) -> bool:
@@ -426,6 +396,7 @@ def frame(
     wide = width >= 120 and height >= 30  # room for charts of all that is measured
     if len(runs) == 1:
         title, facts = _title(runs[0], width, now), _facts(runs[0], width, style, not wide)
+        facts += _advised(runs[0], width, height)
     else:
         title, facts = _titles(runs, now), _table(runs, view, width, style, now)
     facts = facts[: max(height - 8, 0)]
@@ -576,6 +547,15 @@ def _facts(run: Watched, width: int, style: Style, sparks: bool) -> list[list[Pi
         lines.append([(f" {name:<14}", FAINT), (f"{text:<38}  " if spark else text, "")])
         lines[-1].append((spark, COLOURS[0]))
     return lines
+
+
+def _advised(run: Watched, width: int, height: int) -> list[list[Piece]]:
+    """What the numbers of a run say about it, in a sixth of the screen at the most."""
+    lines: list[list[Piece]] = []
+    for sentence in run.advice:
+        for i, text in enumerate(textwrap.wrap(sentence, max(width - 16, 20))):
+            lines.append([(f" {'' if i else 'advice':<14}", FAINT), (text, "")])
+    return lines[: height // 6]
 
 
 def _table(
@@ -777,6 +757,8 @@ class _Lines:
                 if not self.repeating or at > self.last:
                     self.repeating, self.last = False, at
                     yield self.prefix + _line(self.run, event["event"])
+                    if event["event"] == "end":
+                        yield from (f"{self.prefix}advice: {line}" for line in self.run.advice)
         if self.run.trouble:
             if self.run.trouble != self.trouble:
                 yield f"{self.prefix}{self.run.follower.path}: {self.run.trouble}"

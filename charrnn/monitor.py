@@ -12,10 +12,13 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
+
+from charrnn import advice
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -239,3 +242,12 @@ class _View:
             self.say(f"  {'model in':<10}  {self.folder}")
             if event["reason"] in ("finished", "patience"):
                 self.say(f"  {'next':<10}  {command('charrnn', 'sample', self.folder)}")
+            self.advise(self.folder)
+
+    def advise(self, folder: Path) -> None:
+        """What the run's numbers say about it."""
+        for sentence in advice.of(folder):
+            width = max(self.columns() - 15, 20)
+            lines = textwrap.wrap(sentence, width) if self.terminal else [sentence]
+            for name, line in zip(["advice"] + [""] * len(lines), lines, strict=False):
+                self.say(f"  {name:<10}  {line}")

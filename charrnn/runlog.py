@@ -21,8 +21,9 @@ validation  epoch, val_nats_per_char, best (is this one the best yet), best_val_
             best_step, time: seconds
 sample      text
 end         epoch, reason (finished, patience, interrupted, diverged), nats_per_char,
-            val_nats_per_char, best_val_nats_per_char, best_step, test_nats_per_char, message,
-            time: seconds; what there is none of is null
+            val_nats_per_char, best_val_nats_per_char, best_step, test_nats_per_char, memorised
+            (shares of passages found in the training text: sampled, held_out; see
+            `charrnn.memorised`), message, time: seconds; what there is none of is null
 ==========  =====================================================================================
 """
 

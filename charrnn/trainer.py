@@ -25,6 +25,7 @@ from charrnn.config import Config, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels import jit
 from charrnn.kernels.program import code
+from charrnn.memorised import memorised_shares
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
 from charrnn.passes import Inputs
@@ -420,6 +421,7 @@ class Run:
             "best_val_nats_per_char": p.best_val_nats_per_char,
             "best_step": p.best_step,
             "test_nats_per_char": test,
+            "memorised": self._memorised() if p.finished else None,
             "message": message,
             "time": {"seconds": self._seconds()},
         }
@@ -430,6 +432,14 @@ class Run:
         best = load(self.folder, threads=self.model.team.size)
         nats, count = evaluate.evaluate(best.model, self.text.test)
         return nats / count
+
+    def _memorised(self) -> dict[str, float] | None:
+        """Of what ``charrnn sample`` would take: the best model, else the last."""
+        p, text, model = self.progress, self.text, self.model
+        if p.best_step not in (None, p.step):
+            model = load(self.folder, threads=model.team.size).model
+        seed = self.config.train.seed
+        return memorised_shares(model, text.vocabulary, text.train, text.val, seed)
 
     def _diverged(self, what: str, step: int) -> Event:
         last = self.folder / "last.safetensors"

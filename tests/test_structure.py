@@ -148,11 +148,14 @@ CORE = {
         "truncation",
         "vocab",
     },
-    "monitor": {"errors"},
+    "advice": {"config", "errors", "runlog", "table"},
+    "memorised": {"config", "errors", "sampling", "vocab"},
+    "table": set(),
+    "monitor": {"advice", "errors"},
     "options": {"config"},
     "curves": {"config", "errors", "live", "plots", "runlog"},
     "listing": {"chart", "checkpoint", "errors", "runlog"},
-    "live": {"chart", "errors", "monitor", "runlog", "terminal"},
+    "live": {"advice", "chart", "errors", "monitor", "runlog", "table", "terminal"},
 }
 
 
