@@ -397,6 +397,69 @@ def test_numbers_that_are_not_finite(folder):
     assert math.isnan(watched(folder).training["nats"][-1])
 
 
+# --- advice --------------------------------------------------------------------------------------
+
+OVERFIT = [2.5, 2.2, 2.0, 1.9, 1.8, 1.7, 1.9, 2.0, 2.1, 2.2]
+SAID = (
+    "overfitting since step 300: validation rose from 1.700 to 2.200 nats/char while training "
+    "fell to 2.560; try more --dropout (now 0.4) or a smaller --hidden-size (now 8), or stop "
+    "earlier (--patience 3)"
+)
+
+
+@pytest.fixture
+def overfit(folder):
+    events = [START | {"steps_per_epoch": 50}]
+    for i, nats in enumerate(OVERFIT, 1):
+        events += [train(step, 4 - 0.003 * step) for step in range(50 * i - 40, 50 * i + 1, 10)]
+        events.append(validation(50 * i, nats, 1.7, 300))
+    (folder / "metrics.jsonl").write_bytes(text_of(events))
+    return folder
+
+
+def test_advice_while_a_run_goes_on(overfit):
+    lines = screen(overfit)
+    first = next(i for i, line in enumerate(lines) if line.startswith(" advice"))
+    assert lines[first : first + 4] == [
+        " advice        overfitting since step 300: validation rose from 1.700 to 2.200",
+        "               nats/char while training fell to 2.560; try more --dropout (now",
+        "               0.4) or a smaller --hidden-size (now 8), or stop earlier",
+        "               (--patience 3)",
+    ]
+    assert lines[first - 1].startswith(" speed")
+    assert any(" " + SAID in line for line in screen(overfit, width=240, height=50))
+
+
+def test_advice_leaves_room_for_the_curves(overfit, monkeypatch):
+    monkeypatch.setattr(live.advice, "advice", lambda *_: ["so " * 200, "long " * 200])
+    for width, height in ((80, 24), (40, 12), (200, 50), (10, 5), (80, 2)):
+        lines = screen(overfit, width=width, height=height)
+        assert sum("so so" in line for line in lines) <= height // 6
+    assert sum("⠤" in line or "." in line for line in screen(overfit)[:12]) > 5
+
+
+def test_no_advice_without_a_config(overfit):
+    (overfit / "config.json").unlink()
+    assert not any("advice" in line for line in screen(overfit))
+
+
+def test_advice_is_that_of_the_newest_numbers(overfit):
+    run = watched(overfit)
+    assert run.advice == [SAID] and run.advice is run.advice
+    with open(overfit / "metrics.jsonl", "ab") as file:
+        file.write(text_of([train(510, 2.4), validation(550, 1.6)]))
+    for _ in run.news():
+        pass
+    assert run.advice == []
+
+
+def test_advice_in_lines(overfit):
+    with open(overfit / "metrics.jsonl", "ab") as file:
+        file.write(text_of([END | {"step": 500, "time": {"seconds": 60.0}}]))
+    result = CliRunner().invoke(cli, ["monitor", str(overfit)])
+    assert result.stdout.splitlines()[-2:] == ["finished after 1 min 00 s", f"advice: {SAID}"]
+
+
 # --- lines ---------------------------------------------------------------------------------------
 
 

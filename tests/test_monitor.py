@@ -171,6 +171,47 @@ def test_summary_of_a_run_that_ended_early(reason, line):
     assert any(line.startswith("  next") for line in lines) == (reason == "patience")
 
 
+ADVICE = [
+    "overfitting since step 250: validation rose from 2.106 to 2.852 nats/char",
+    "the gradient vanishes: see charrnn gradients",
+]
+
+
+@pytest.fixture
+def advised(monkeypatch):
+    asked = []
+
+    def of(folder):
+        asked.append(folder)
+        return ADVICE
+
+    monkeypatch.setattr(monitor.advice, "of", of)
+    return asked
+
+
+@pytest.mark.parametrize("reason", ["finished", "patience", "interrupted"])
+def test_the_summary_ends_with_advice(advised, reason):
+    lines = lines_of(START, CHECKPOINT, END | {"reason": reason})
+    assert lines[-2:] == [f"  advice      {sentence}" for sentence in ADVICE]
+    assert advised == [Path("runs/a b")]
+
+
+def test_advice_is_wrapped_on_a_terminal(advised):
+    terminal = Terminal()
+    monitor.show([START, CHECKPOINT, END], stream=terminal)
+    assert screen_of(terminal.getvalue())[-4:] == [
+        "  advice      overfitting since step 250: validation rose from 2.106 to 2.852",
+        "              nats/char",
+        "  advice      the gradient vanishes: see charrnn gradients",
+        "",
+    ]
+
+
+def test_no_advice_is_asked_for_in_quiet(advised):
+    monitor.show([START, CHECKPOINT, END], quiet=True)
+    assert advised == []
+
+
 def test_a_run_of_no_steps_has_a_summary():
     nothing = dict.fromkeys(key for key in END if key.endswith("per_char") or key == "best_step")
     assert lines_of(START, END | nothing)[3:] == [
