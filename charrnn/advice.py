@@ -73,7 +73,7 @@ EARLY = 500
 
 FALLING = 0.05
 """Nats that the loss must have fallen over the last doubling of the steps at a high rate: twice the
-run then gave 0.09 to 0.15."""
+run then gave 0.03 to 0.15."""
 
 GAP, LATE = 0.5, 0.25
 """The gap between validation and training may have grown by this share of that fall, else it is
