@@ -99,7 +99,7 @@ class Course:
         self.sampled = self.held_out = 0.0
         self.training = Table("step", "nats", "norm", "clipped", "rate")
         self.validating = Table("step", "nats")
-        self.gradients = Table("step", "rate", "lag", "share", "change")
+        self.gradients = Table("step", "lag", "share", "change")
         self.taken = 0
 
     def take(self, event: Event) -> None:
@@ -128,8 +128,7 @@ class Course:
             case "validation":
                 self._append(self.validating, [event["step"], event["val_nats_per_char"]])
             case "gradients":
-                rate = self.training.last.get("rate", 0.0)  # of this step or shortly before
-                row = [event["step"], rate, *_left(event["reach"]), _change(event)]
+                row = [event["step"], *_left(event["reach"]), _change(event)]
                 self._append(self.gradients, row)
 
     def _append(self, table: Table, values: Sequence[Any]) -> None:
@@ -269,8 +268,8 @@ def too_low(course: Course, config: Config) -> str:
     last = _last_fast(course, config)
     changes = [
         change
-        for step, rate, change in _rows(course.gradients, "step", "rate", "change")
-        if last / 2 <= step <= last and rate >= config.train.peak_learning_rate / 2
+        for step, change in _rows(course.gradients, "step", "change")
+        if last / 2 <= step <= last
     ]
     fall = _fall(course, config)
     if len(changes) < 4 or fall < STEEP or median(changes) >= SLOW:

@@ -162,14 +162,14 @@ def test_a_run_that_goes_on_has_no_end():
 # --- Each rule against numbers of one's own -------------------------------------------------------
 
 
-def curve(val, train=None, every=50, per_epoch=50, rate=0.01, **end):
+def curve(val, train=None, every=50, per_epoch=50, rate=lambda step: 0.01, **end):
     """A run whose losses are functions of the step, or lists of validations."""
     yield {"event": "start", "step": 0, "vocab_size": 65, "steps_per_epoch": per_epoch}
     for i, loss in enumerate(val, 1):
         for step in range((i - 1) * every + 10, i * every + 1, 10):
             nats = train(step) if train else loss
             facts = {"nats_per_char": nats, "grad_norm": 0.3, "clipped": 0.0}
-            yield {"event": "train", "step": step, **facts, "learning_rate": rate}
+            yield {"event": "train", "step": step, **facts, "learning_rate": rate(step)}
         yield {"event": "validation", "step": i * every, "val_nats_per_char": loss}
     yield {"event": "end", "step": i * every, "reason": "finished", "memorised": None} | end
 
@@ -264,7 +264,7 @@ def gradients(changes, share, step=50, window=64, count=20):
                 "chars": 5,
                 "window": window,
                 "lags": [8, 16, 32],
-                "shares": None if share is None else [0.1, share, share / 100],
+                "shares": None if share is None else [10 * share, share, share / 100],
             },
         }
 
@@ -283,6 +283,11 @@ def test_too_low():
     assert not said(0.02, 0.3)  # the weights do move
     assert not said(0.002, 0.1)  # the end of a long run
     assert not said(0.002, 0.3, learning_rate=0.03)  # the rate is no longer high
+    fast = curve(logarithmic(0.3), rate=lambda step: 0.01 if step <= 450 else 1e-6)
+    slowed = [e for e in gradients(0.02, 0.1) if e["step"] <= 450]
+    slowed += [e for e in gradients(1e-6, 0.1) if e["step"] > 450]
+    config = Config.from_options(dict(learning_rate=0.01))
+    assert not too_low(course_of([*fast, *slowed]), config)  # as its schedule does at the end
 
 
 def test_vanishing():
@@ -307,7 +312,11 @@ def test_falling():
     assert not said(logarithmic(0.04))
     assert not said(logarithmic(0.2), reason="patience")
     assert not said(logarithmic(0.2)[:7])
-    assert not said([*logarithmic(0.2)[:-8], *[3.4] * 8])  # the best is long ago
+    early = dict(rate=lambda step: 0.01 if step <= 600 else 0.001)
+    assert "from step 300 to 600" in said(logarithmic(0.2), **early)
+    assert not said([*logarithmic(0.2)[:12], *[3.3] * 8], **early)  # the best is long ago
+    early = dict(rate=lambda step: 0.01 if step <= 200 else 0.001)
+    assert not said(logarithmic(0.2), **early)  # hardly any steps after the warm-up
     ahead = [4 - 0.4 * math.log2(max(step / 50, 1)) for step in range(1001)]
     assert not said(logarithmic(0.2), lambda step: ahead[step])  # training falls twice as fast
     assert not said(logarithmic(0.2), peak=0.03)  # all at a low rate: a fine-tuning's end
