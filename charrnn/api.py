@@ -84,19 +84,23 @@ class LanguageModel:
         *,
         exact: bool = False,
         baselines: bool = False,
+        losses: bool = False,
         on_unknown: str = "skip",
     ) -> dict[str, Any]:
         """How well the model predicts a text: see `charrnn.evaluate.report`.
 
         ``exact`` scores it as one stream from a zero state. ``baselines`` adds
         ``ngram_bits_per_char`` and ``xz_bits_per_char``, unless the training text is gone or has
-        changed.
+        changed. ``losses`` adds the nats of every target, an array (N - 1,).
         """
         ids = self.vocabulary.encode(text, on_unknown)
-        nats, count = evaluate.evaluate(self.model, ids, exact=exact)
+        each = np.empty(max(0, len(ids) - 1), self.config.model.dtype) if losses else None
+        nats, count = evaluate.evaluate(self.model, ids, exact=exact, out=each)
         scored = self.vocabulary.decode(ids[1:])
         size = len(scored.encode() if isinstance(scored, str) else scored)
         report: dict[str, Any] = evaluate.report(nats, count, size)
+        if each is not None:
+            report["losses"] = each
         training = self.training_text() if baselines else None
         if training is not None:
             from charrnn.baselines import ngram_bits_per_char, xz_bits_per_char
@@ -110,19 +114,43 @@ class LanguageModel:
 
     def training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""
+        text = self._text()
+        return None if text is None else text[: self._parts(text)[0]]
+
+    def validation_text(self) -> str | bytes | None:
+        """What the model was validated on, if anything and if it is still there."""
         corpus, data = self.metadata["corpus"], self.config.data
-        sources, encoding = corpus["sources"], data.encoding
-        if STDIN in sources:
-            sources, encoding = [self.path.parent / KEPT_TEXT], "utf-8"
+        if data.val_file:
+            return self._read([data.val_file], data.encoding, corpus.get("val_fingerprint"))
+        text = self._text()
+        if text is None:
+            return None
+        train, val = self._parts(text)
+        return text[train : train + val] or None
+
+    def _text(self) -> str | bytes | None:
+        """All of the text that training was given, if it is still there."""
+        corpus, encoding = self.metadata["corpus"], self.config.data.encoding
+        if STDIN in corpus["sources"]:
+            return self._read([self.path.parent / KEPT_TEXT], "utf-8", corpus["fingerprint"])
+        return self._read(corpus["sources"], encoding, corpus["fingerprint"])
+
+    def _read(
+        self, sources: Sequence[str | Path], encoding: str, fingerprint: str | None
+    ) -> str | bytes | None:
+        """A text, if it can be read and is still the same."""
         try:
-            found = read_corpus(sources, level=data.level, encoding=encoding)
+            found = read_corpus(sources, level=self.config.data.level, encoding=encoding)
         except InputError:
             return None
-        if found.fingerprint != corpus["fingerprint"]:
-            return None
+        return found.text if found.fingerprint == fingerprint else None
+
+    def _parts(self, text: str | bytes) -> tuple[int, int]:
+        """Symbols of the text that were trained and validated on."""
+        data = self.config.data
         held_out = 0.0 if data.val_file else data.val_frac
-        part = split(np.arange(len(found.text)), held_out, data.test_frac)[0]
-        return found.text[: len(part)]
+        train, val, _ = split(np.arange(len(text)), held_out, data.test_frac)
+        return len(train), len(val)
 
     def forward(
         self, ids: np.ndarray, state: State | None = None

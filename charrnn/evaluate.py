@@ -43,6 +43,7 @@ def evaluate(
     window: int | None = None,
     warmup: int = 1000,
     exact: bool = False,
+    out: NDArray[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, int]:
     """Sum of the losses of all targets of a text.
@@ -64,6 +65,8 @@ def evaluate(
         Characters before a stream whose losses are not counted.
     exact
         One stream from a zero state, whatever ``streams`` says.
+    out
+        (N - 1,) takes the nats of every target.
     on_progress
         Called after every window with the targets counted so far and their final number.
 
@@ -101,6 +104,8 @@ def evaluate(
         counted = positions >= counted_from
         nats += float(np.sum(losses, where=counted, dtype=np.float64))
         done += int(np.count_nonzero(counted))
+        if out is not None:
+            out[positions[counted]] = losses[counted]
         if on_progress:
             on_progress(done, count)
     return nats, count

@@ -8,16 +8,35 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-RAMP = " .:-=+*#%@"
+from charrnn.chart import columns_of
+
 UPPER, LOWER = "▀▄"  # one half has the text's colour, the other one the background's
 BLOCK = "█"
-# Dark to bright, even steps of lightness: matplotlib's viridis at seven places.
-ANCHORS = np.array(
-    [(68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 194, 109),
-     (253, 231, 37)]
-)  # fmt: skip
-OF_256 = (53, 54, 60, 61, 31, 37, 42, 77, 113, 149, 185, 227)  # much the same, lightness rising
 RESET = "\x1b[0m"
+
+
+class Palette(NamedTuple):
+    """Shades for levels from 0 to 1."""
+
+    anchors: np.ndarray
+    """Colours at even steps, (n, 3)."""
+    of_256: tuple[int, ...]
+    """Much the same among the 256 colours."""
+    ramp: str
+    """Characters, where there are no colours."""
+    bright: float
+    """Level from which on text is black, not white."""
+
+
+VIRIDIS = Palette(  # matplotlib's: dark to bright, even steps of lightness
+    np.array([(68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135),
+              (74, 194, 109), (253, 231, 37)]),
+    (53, 54, 60, 61, 31, 37, 42, 77, 113, 149, 185, 227), " .:-=+*#%@", 0.45,
+)  # fmt: skip
+SIGNED = Palette(  # blue below the middle, red above: ever purer, no lighter, for any background
+    np.array([(0, 0, 215), (95, 95, 215), (105, 95, 110), (215, 95, 95), (215, 0, 0)]),
+    (20, 62, 61, 60, 95, 131, 167, 160), "=- +#", 2.0,
+)  # fmt: skip
 
 
 class Style(NamedTuple):
@@ -59,7 +78,8 @@ def number(x: float, digits: int = 3) -> str:
     if x == 0 or not np.isfinite(x):
         return f"{x:g}"
     if 1e-3 <= abs(x) < 1e4:
-        return f"{x:.{digits}g}" if abs(x) < 10**digits else f"{x:.0f}"
+        text = f"{x:.{digits}g}"
+        return f"{x:.0f}" if "e" in text else text
     mantissa, exponent = f"{x:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 
@@ -113,35 +133,72 @@ def heat_map(
 def heat_text(
     text: Sequence[str], values: np.ndarray, style: Style, *, width: int = 72, decades: float = 6
 ) -> list[str]:
-    """Lines of a text whose every symbol, one column wide, is shaded by its value; with the scale.
-
-    Without colours a line of shades stands below each line of text.
-    """
-    lines: list[str] = []
-    shades = levels(values, decades)
-    for start in range(0, len(text), width):
-        piece, part = text[start : start + width], shades[start : start + width]
-        if style.colours:  # white on the darker half, black on the brighter one
-            inks = [f"\x1b[{39 if np.isnan(x) else 97 if x < 0.45 else 30}m" for x in part]
-            cells = [_colour(x, style, 48) + ink for x, ink in zip(part, inks, strict=True)]
-            lines.append("".join(c + s for c, s in zip(cells, piece, strict=True)) + RESET)
-        else:
-            lines += ["".join(piece).rstrip(), "".join(_cell(x, style) for x in part).rstrip()]
+    """Lines of a text whose every symbol is shaded by its value; with the scale."""
+    lines = shaded_text(text, levels(values, decades), style, width=width)
     return [*lines, _scale(values, style, decades)]
 
 
+def shaded_text(
+    cells: Sequence[str], shades: np.ndarray, style: Style, *, width: int = 72,
+    palette: Palette = VIRIDIS,
+) -> list[str]:  # fmt: skip
+    """Lines of printable pieces of text, each shaded by its level; NaN is no shade.
+
+    A piece may be several columns wide, and is never broken; one that ends in a newline ends the
+    line. Without colours a line of shades stands below each line of text.
+    """
+    lines: list[str] = []
+    row: list[tuple[str, float]] = []
+    used = 0
+    for cell, shade in zip(cells, shades, strict=True):
+        columns = columns_of(cell.removesuffix("\n"))
+        if row and used + columns > width:
+            lines += _shaded(row, style, palette)
+            row, used = [], 0
+        row.append((cell.removesuffix("\n"), float(shade)))
+        used += columns
+        if cell.endswith("\n"):
+            lines += _shaded(row, style, palette)
+            row, used = [], 0
+    return lines + _shaded(row, style, palette) if row else lines
+
+
+def _shaded(row: Sequence[tuple[str, float]], style: Style, palette: Palette) -> list[str]:
+    """One line of text, and without colours one of shades."""
+    if not style.colours:
+        shades = "".join(_cell(shade, style, palette) * columns_of(cell) for cell, shade in row)
+        return ["".join(cell for cell, _ in row).rstrip(), shades.rstrip()]
+    line, last = "", ""
+    for cell, shade in row:
+        ink = 39 if np.isnan(shade) else 97 if shade < palette.bright else 30
+        colour = _colour(shade, style, 48, palette) + f"\x1b[{ink}m"
+        line += (colour if colour != last else "") + cell
+        last = colour
+    return [line + RESET]
+
+
+def emphasis(letter: str, style: Style) -> str:
+    """A letter that stands out from those beside it."""
+    return f"\x1b[7m{letter}\x1b[27m" if style.colours else f"[{letter}]"
+
+
 def _scale(values: np.ndarray, style: Style, decades: float) -> str:
-    """The line that says what the shades mean."""
+    """The line that says what the shades of `levels` mean."""
     top = np.max(values, initial=0.0, where=np.isfinite(values))
-    ramp = "".join(_cell(x, style) for x in np.linspace(0, 1, len(RAMP)))
-    ramp += RESET if style.colours else ""
-    return f"{number(top * 10**-decades)} or less [{ramp}] {number(top)}"
+    return scale(f"{number(top * 10**-decades)} or less", number(top), style)
 
 
-def _cell(level: float, style: Style) -> str:
+def scale(low: str, high: str, style: Style, palette: Palette = VIRIDIS) -> str:
+    """The line that says what the shades mean."""
+    count = len(palette.ramp) if not style.colours else 10
+    ramp = "".join(_cell(x, style, palette) for x in np.linspace(0, 1, count))
+    return f"{low} [{ramp}{RESET if style.colours else ''}] {high}"
+
+
+def _cell(level: float, style: Style, palette: Palette = VIRIDIS) -> str:
     if style.colours:
-        return _colour(level, style, 48) + " "
-    return " " if np.isnan(level) else RAMP[round(level * (len(RAMP) - 1))]
+        return _colour(level, style, 48, palette) + " "
+    return " " if np.isnan(level) else palette.ramp[round(level * (len(palette.ramp) - 1))]
 
 
 def _two_cells(upper: float, lower: float, style: Style) -> str:
@@ -153,13 +210,14 @@ def _two_cells(upper: float, lower: float, style: Style) -> str:
     return _colour(upper, style, 38) + _colour(lower, style, 48) + UPPER
 
 
-def _colour(level: float, style: Style, ground: int) -> str:
+def _colour(level: float, style: Style, ground: int, palette: Palette = VIRIDIS) -> str:
     """The sequence that sets the colour of the text (38) or of the background (48)."""
     if np.isnan(level):
         return f"\x1b[{ground + 1}m"  # the terminal's own
     if style.colours == 256:
-        return f"\x1b[{ground};5;{OF_256[round(level * (len(OF_256) - 1))]}m"
-    place = level * (len(ANCHORS) - 1)
-    i = min(int(place), len(ANCHORS) - 2)
-    red, green, blue = np.rint(ANCHORS[i] + (place - i) * (ANCHORS[i + 1] - ANCHORS[i])).astype(int)
+        return f"\x1b[{ground};5;{palette.of_256[round(level * (len(palette.of_256) - 1))]}m"
+    place = level * (len(palette.anchors) - 1)
+    i = min(int(place), len(palette.anchors) - 2)
+    colour = palette.anchors[i] + (place - i) * (palette.anchors[i + 1] - palette.anchors[i])
+    red, green, blue = np.rint(colour).astype(int)
     return f"\x1b[{ground};2;{red};{green};{blue}m"

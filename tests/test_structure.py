@@ -133,7 +133,7 @@ CORE = {
     "chart": set(),
     "terminal": {"chart"},
     "gradients": {"cells", "errors", "kernels", "model", "params", "passes"},
-    "heatmap": set(),
+    "heatmap": {"chart"},
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",
