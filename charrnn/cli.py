@@ -18,6 +18,7 @@ from charrnn import __version__
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
 from charrnn.commands.info import info
+from charrnn.commands.inspect import inspect
 from charrnn.commands.monitor import monitor
 from charrnn.commands.plot import plot
 from charrnn.commands.runs import runs
@@ -112,5 +113,5 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (train, sample, evaluate, monitor, plot, runs, info, gradients):
+for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients):
     cli.add_command(command)
