@@ -37,6 +37,8 @@ TIMES = 5
 WARMUP = 1_000
 """Symbols before a part of the text that bring the state about."""
 WINDOW = 256
+NO_SHADE = 0.1
+"""Share of the largest value below which a terminal keeps its own colour."""
 
 
 class Column(NamedTuple):
@@ -82,10 +84,10 @@ class Finding(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """|r| beyond the untrained model's."""
+        """|r| beyond the untrained model's, if that one has found anything."""
         if self.score is None or self.untrained is None:
             return -math.inf
-        return self.score.held - self.untrained.held
+        return self.score.held - max(0.0, self.untrained.held)
 
 
 def value_names(cell: Cell) -> tuple[str, ...]:
@@ -330,7 +332,7 @@ class View:
         for i, column in enumerate(self.columns):
             values, top = self._scaled(i, firsts)
             lines += ["", self._title(column), ""]
-            shades = (values / top + 1) / 2
+            shades = np.where(np.abs(values) < NO_SHADE * top, np.nan, (values / top + 1) / 2)
             lines += shaded_text(shown, shades, style, width=width, palette=SIGNED)
             lines += ["", scale(number(-top), f"{number(top)}; {self.extent()}", style, SIGNED)]
         return lines
@@ -340,12 +342,11 @@ class View:
         return [*self._summary(), "", *table(self._rows())] if self.findings else []
 
     def _summary(self) -> list[str]:
-        half = self.searched // 2
+        half, all_ = f"{self.searched // 2:,}", f"{self.searched:,}"
         return [
-            f"Of {self.among:,} values of units the one that follows each feature best: chosen by",
-            f"correlation in characters 0 to {half:,} (first r), scored in those up to "
-            f"{self.searched:,} (r, AUC);",
-            "untrained: |r| of the best value before training, found in the same way.",
+            f"Of {self.among:,} values of units, the one that follows each feature best: chosen",
+            f"by characters 0 to {half} (first r), scored up to {all_} (r, AUC); untrained:",
+            "|r| of the network before its training, found in the same way.",
         ]
 
     def _rows(self) -> list[list[str]]:

@@ -28,7 +28,7 @@ BITS = 8.0
 """From here on a surprise has the brightest shade."""
 APART = 10
 """Characters between two places of the list, at least: else one odd word would fill it."""
-BEFORE, AFTER = 24, 8
+BEFORE, AFTER = 20, 6
 """Columns of text that are listed around a place."""
 EXPECTED = 3
 """Likeliest symbols that are named."""
@@ -237,7 +237,7 @@ def place_lines(found: Surprise, places: Sequence[Place], style: Style) -> list[
     return [line.rstrip() for line in table]
 
 
-HEAD = ("bits", "line:column", "text", "expected")
+HEAD = ("bits", "line", "text", "expected")
 
 
 def _rows(

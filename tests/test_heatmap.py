@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn.heatmap import Style, bar, heat_map, heat_text, levels, number, shrunk, style_of, table
+from charrnn.heatmap import (
+    SIGNED,
+    Style,
+    bar,
+    emphasis,
+    heat_map,
+    heat_text,
+    levels,
+    number,
+    scale,
+    shaded_text,
+    shrunk,
+    style_of,
+    table,
+)
 
 PLAIN = Style()
 NORMS = np.array([[1.0, 0.0, 0.0], [0.1, 10.0, 0.0], [1e-9, 1e-5, 10.0]])
@@ -90,7 +104,8 @@ def test_numbers_are_short(x: float, text: str) -> None:
 
 
 def test_numbers_of_two_digits() -> None:
-    assert [number(x, 2) for x in (1.118, 27.53, 642.2, 0.0532)] == ["1.1", "28", "642", "0.053"]
+    values = (1.118, 27.53, 642.2, 0.0532, 99.7)
+    assert [number(x, 2) for x in values] == ["1.1", "28", "642", "0.053", "100"]
 
 
 def test_table() -> None:
@@ -134,3 +149,39 @@ def test_what_a_stream_can_show(
     encoding: Any, terminal: bool, environment: dict[str, str], style: Style
 ) -> None:
     assert style_of(Stream(encoding, terminal), environment) == style
+
+
+def test_wide_letters_and_lines_wrap() -> None:
+    cells = ["日", "b", "本", "e\u0301", "$\n", "x", "<202e>"]
+    shades = np.array([1.0, 0.5, 0.0, 1.0, np.nan, 0.0, 1.0])
+    assert shaded_text(cells, shades, PLAIN, width=4) == [
+        "日b",
+        "@@=",
+        "本e\u0301$",
+        "  @",
+        "x",
+        "",
+        "<202e>",  # wider than a line, and not broken
+        "@@@@@@",
+    ]
+    assert shaded_text(["a\n", "\n"], np.zeros(2), PLAIN) == ["a", "", "", ""]
+    assert shaded_text([], np.zeros(0), PLAIN) == []
+
+
+def test_colours_change_only_where_the_shade_does() -> None:
+    (line,) = shaded_text(list("aabb"), np.array([1, 1, 0, np.nan]), Style(256))
+    assert line == ("\x1b[48;5;227m\x1b[30maa\x1b[48;5;53m\x1b[97mb\x1b[49m\x1b[39mb\x1b[0m")
+
+
+def test_signed_shades() -> None:
+    levels = np.array([0, 0.5, 1])
+    assert shaded_text(list("abc"), levels, PLAIN, palette=SIGNED) == ["abc", "= #"]
+    assert scale("-1", "1", PLAIN, SIGNED) == "-1 [=- +#] 1"
+    (line,) = shaded_text(list("ac"), levels[[0, 2]], Style(256), palette=SIGNED)
+    assert line == "\x1b[48;5;20m\x1b[97ma\x1b[48;5;160m\x1b[97mc\x1b[0m"
+    full = shaded_text(["a"], np.array([0.5]), Style(1 << 24), palette=SIGNED)
+    assert full == ["\x1b[48;2;105;95;110m\x1b[97ma\x1b[0m"]
+
+
+def test_emphasis() -> None:
+    assert (emphasis("x", PLAIN), emphasis("x", Style(256))) == ("[x]", "\x1b[7mx\x1b[27m")
