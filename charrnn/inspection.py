@@ -353,7 +353,7 @@ class View:
         """The table of findings."""
         rows = [["feature", "layer", "unit", "first r", "r", "AUC", "times", "untrained"]]
         for each in self.findings:
-            times = "" if each.times is None else str(each.times)
+            times = "" if each.times is None else f"{each.times:,}"
             if each.score is None or each.untrained is None:
                 rows.append([each.feature, "", "", "", "-", "", times, ""])
                 continue
@@ -405,12 +405,11 @@ class View:
         return values, float(np.abs(values).max()) or 1.0
 
     def _title(self, column: Column) -> str:
-        follows = [
-            f"{each.feature} (r {each.score.r:.2f})"
-            for each in self.findings
-            if each.score is not None and each.score.column == column
-        ]
-        return f"{column}" + (": " + ", ".join(follows) if follows else "")
+        """The unit, and what training has made it follow."""
+        for each in self.findings:
+            if each.score is not None and each.score.column == column:
+                return f"{column}: {each.feature} (r {each.score.r:.2f})"
+        return str(column)
 
     def extent(self) -> str:
         """Which part of the text is shown."""

@@ -269,8 +269,8 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
         ("trian", "there is no command 'trian', did you mean 'train'? (see: charrnn --help)"),
         (
             "xyz",
-            "there is no command 'xyz': use eval, gradients, info, monitor, plot, runs, sample, "
-            "train (see: charrnn --help)",
+            "there is no command 'xyz': use eval, gradients, info, inspect, monitor, plot, runs, "
+            "sample, train (see: charrnn --help)",
         ),
         (
             "train",

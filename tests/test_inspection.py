@@ -237,7 +237,7 @@ def test_a_run_is_searched_over_its_validation_text(shop: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     first, *lines = result.stdout.splitlines()
     assert first == f"{shop / 'lstm' / 'best.safetensors'}, lstm 2x12"
-    assert all(len(line) <= 80 for line in lines), lines
+    assert not [line for line in lines if len(line) > 80]
     assert "Of 48 values of units" in lines[0] and "0 to 1,200 (first r)" in lines[1]
     part = BOOK[9600 + 1200 :][:90]
     texts = [i for i, line in enumerate(lines) if line == part.split("\n")[0] + "↵"[: "\n" in part]]
