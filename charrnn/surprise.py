@@ -154,11 +154,14 @@ def surprise(
 
 def _peaks(values: NDArray[Any], count: int) -> list[int]:
     """Where the largest values are, at least `APART` from each other, the largest first."""
-    left = np.nan_to_num(values, nan=-1.0)
+    left = np.nan_to_num(values) > 0
     found: list[int] = []
-    while len(found) < count and left[best := int(np.argmax(left))] > 0:
-        found.append(best)
-        left[max(0, best - APART + 1) : best + APART] = -1
+    for best in np.argsort(-np.nan_to_num(values), kind="stable"):
+        if len(found) == count or not values[best] > 0:
+            break
+        if left[best]:
+            found.append(int(best))
+            left[max(0, best - APART + 1) : best + APART] = False
     return found
 
 
@@ -225,6 +228,8 @@ def lines(found: Surprise, shown: Part, style: Style, width: int) -> list[str]:
 
 def place_lines(found: Surprise, places: Sequence[Place], style: Style) -> list[str]:
     """A table of places; files are named if there are several."""
+    if not places:
+        return []
     rows = _rows(found, places, style)
     wide = max([len(HEAD[1]), *(columns_of(row[1]) for row in rows)])
     around = BEFORE + AFTER + 3
@@ -294,7 +299,7 @@ def html(
     shades = np.clip(_summed(found.bits[shown.first : shown.last], firsts) / BITS, 0, 1)
     content = [page.Cell(*each) for each in zip(cells(text, firsts), shades, together, strict=True)]
     section = page.Section(f"Surprise: {shown}", "0", f"{BITS:g} bits or more", content)
-    rows: list[page.Row] = [HEAD, *_rows(found, places, ANY)]
+    rows: list[page.Row] = [HEAD, *_rows(found, places, ANY)] if places else []
     return page.page(title, facts, rows, [section])
 
 

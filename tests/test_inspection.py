@@ -181,8 +181,8 @@ def quote_counter() -> tuple[Model, np.ndarray, str]:
     Wx[mark, 0, 1], Wx[mark, 1, 1] = 40, -40
     Wh[1, 2, 1] = -20  # g = -sign(h) ...
     b[0, 2, 1] = 0.1  # ... and positive at the first mark
-    b[0, :, 4] = (20, -20, -5, 20)
-    Wx[newline, 2, 4] = 10
+    b[0, :, 4] = (20, -20, 5, 20)
+    Wx[newline, 2, 4] = -10  # below 0 where it is a yes
     model.changed()
     ids = np.array([symbols.index(c) for c in text])
     return model, ids, text
@@ -199,7 +199,7 @@ def test_the_search_finds_units_that_were_made_to_follow_something() -> None:
     assert quotes.r > 0.99 and quotes.first_r > 0.99 and quotes.auc == 1.0
     newline = by_name["after a newline"].score
     assert newline is not None and newline.column.unit == 4
-    assert abs(newline.r) > 0.99 and newline.auc == 1.0
+    assert newline.r < -0.99 and newline.auc == 1.0
     gains = [each.gain for each in found]
     assert gains == sorted(gains, reverse=True)
     half = FEATURES[4].values(text)[2000:]

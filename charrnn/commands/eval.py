@@ -37,9 +37,10 @@ SHOWN, ON_PAGE, PLACES = 2_000, 20_000, 10
 @count_option(
     "--length", f"How many are shown.  [default: {SHOWN:,}, on a page {ON_PAGE:,}]"
 )  # fmt: skip
-@count_option(
-    "--places", f"Surprising places that are listed.  [default: {PLACES}]", 0, default=PLACES
-)
+@click.option(
+    "--places", type=click.IntRange(0, 1000), default=PLACES, metavar="INTEGER",
+    help=f"Surprising places that are listed.  [default: {PLACES}]",
+)  # fmt: skip
 @click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
 @on_unknown("skip", "map", "error")
 @as_json
@@ -108,7 +109,8 @@ def evaluate(
 
         style = style_of(sys.stdout)
         lines = surprise.lines(found, shown, style, shutil.get_terminal_size().columns)
-        click.echo("\n".join(["", *lines, "", *surprise.place_lines(found, listed, style)]))
+        listing = surprise.place_lines(found, listed, style)
+        click.echo("\n".join(["", *lines, *([""] if listing else []), *listing]))
 
 
 def _write_page(
