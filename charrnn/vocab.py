@@ -143,7 +143,9 @@ class Vocabulary:
     def known(self, text: str | bytes) -> NDArray[np.bool_]:
         """Which symbols of a text (N,) are in the vocabulary."""
         text = _at_level(text, self.level)
-        return np.concatenate([self._number_of_code[codes] > 0 for codes in _chunks(text)] or [[]])
+        return np.concatenate(
+            [np.zeros(0, bool), *(self._number_of_code[codes] > 0 for codes in _chunks(text))]
+        )
 
     def missing(self, text: str | bytes) -> dict[Any, int]:
         """Symbols of ``text`` that are not in the vocabulary -> their counts, commonest first."""

@@ -44,6 +44,14 @@ def test_bytes_are_refused_at_char_level():
         Vocabulary.build("a").encode(b"a")
 
 
+def test_which_symbols_are_known(monkeypatch):
+    monkeypatch.setattr(vocab, "CHUNK", 2)
+    vocabulary = Vocabulary.build("aab", min_count=2)
+    for text, known in (("", []), ("abéa", [True, False, False, True])):
+        got = vocabulary.known(text)
+        assert got.dtype == bool and got.tolist() == known
+
+
 @quick
 @given(any_text.filter(bool))
 def test_round_trip_of_any_text(text):
