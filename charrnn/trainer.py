@@ -456,7 +456,10 @@ class Run:
         count = jit.uncompiled(part for call in calls for part in code(call))
         if not count:
             return []
-        return [f"compiling {count} kernels, once per installation: some 20 seconds"]
+        how_often = "once per installation"
+        if jit.CACHE_PROBLEM:
+            how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
+        return [f"compiling {count} kernels, {how_often}: some 20 seconds"]
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)

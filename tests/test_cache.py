@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,27 +76,129 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     return folder, numbers
 
 
+def flipped(content: bytes) -> bytes:
+    """With one bit changed in the machine code: nothing but a checksum notices."""
+    place = len(content) * 2 // 3
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+DAMAGE = {
+    "half": lambda content: content[: len(content) // 2],
+    "bit": flipped,
+    "pickle": lambda content: b"cos\nsystem\n(S'touch ran'\ntR.",
+    "pickle behind the checksum": lambda content: content[:32] + b"cos\nsystem\n(S'touch ran'\ntR.",
+}
+
+
 @compiler_only
-@pytest.mark.parametrize("kind", ("nbi", "nbc"))
-@pytest.mark.parametrize("damage", ("empty", "half", "garbage", "folder"))
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_costs_only_time(
-    kind: str, damage: str, warm: tuple[Path, list[float]], tmp_path: Path
+    damage: str, warm: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "cache"
     shutil.copytree(warm[0], folder)
-    files = list(folder.rglob(f"*.{kind}"))
+    files = list(folder.rglob("*.nbc"))
     assert len(files) == 2
     for path in files:
-        content = path.read_bytes()
-        path.unlink()
-        if damage == "folder":
-            path.mkdir()
-        else:
-            new = {"empty": b"", "half": content[: len(content) // 2], "garbage": b"\x80garbage"}
-            path.write_bytes(new[damage])
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
     assert run(FEW, folder) == [2, warm[1]]
-    if damage != "folder":
-        assert run(FEW, folder) == [0, warm[1]]  # and it has been repaired
+    assert run(FEW, folder) == [0, warm[1]]  # and it has been repaired
+    assert not (Path(__file__).parent / "ran").exists()  # where the process ran
+
+
+@compiler_only
+def test_files_in_each_other_s_place_cost_only_time(
+    warm: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    """The checksum covers what a file is for: another kernel's code is not run."""
+    folder = tmp_path / "cache"
+    shutil.copytree(warm[0], folder)
+    first, second = folder.rglob("*.nbc")
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    assert run(FEW, folder) == [2, warm[1]]
+    assert run(FEW, folder) == [0, warm[1]]
+
+
+@compiler_only
+def test_folders_in_the_place_of_files_cost_only_time(
+    warm: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(warm[0], folder)
+    for path in folder.rglob("*.nbc"):
+        path.unlink()
+        path.mkdir()
+    assert run(FEW, folder) == [2, warm[1]]
+
+
+@compiler_only
+def test_every_bit_of_a_file_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path)
+    store, key = jit._Store("kernel-1"), ("signature", 1)
+    store.save(key, {"code": b"\x90" * 50})
+    path = store.path(key)
+    whole = path.read_bytes()
+    assert store.load(key) == {"code": b"\x90" * 50}
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    for bit in range(8 * len(whole)):
+        path.write_bytes(
+            whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
+        )
+        assert store.load(key) is None and not path.exists()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert store.load(key) is None and not path.exists()
+    assert store.load(("signature", 2)) is None
+
+
+MANY = """
+import json, os
+import numpy as np
+from charrnn.kernels import jit
+from charrnn.kernels.update import sgd
+
+order = [np.float32, np.float64]
+if int(os.environ["TURN"]) % 2:
+    order.reverse()
+numbers = {}
+for dtype in order:
+    x = np.arange(24, dtype=dtype)
+    sgd(x, x.copy(), np.full(4, 0.5, dtype), 0, 24)
+    numbers[dtype.__name__] = x.tolist()
+print(json.dumps([jit.compiled, sorted(numbers.items())]))
+"""
+"""Two signatures of one kernel, in either order."""
+
+
+@compiler_only
+def test_many_compile_into_a_cold_cache_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    for _ in range(2):
+        with ThreadPoolExecutor() as pool:
+            results = list(pool.map(lambda turn: run(MANY, folder, TURN=str(turn)), range(4)))
+        assert all(result[1] == results[0][1] for result in results)
+        assert run(MANY, folder, TURN="0") == [0, results[0][1]]
+        assert len(list(folder.rglob("*.nbc"))) == 2 and not list(folder.rglob("*.tmp"))
+        shutil.rmtree(folder)
+
+
+@compiler_only
+@pytest.mark.skipif(os.name == "nt", reason="there are other ways on Windows")
+def test_a_cache_that_cannot_be_written_is_read(
+    warm: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(warm[0], folder)
+    (inner,) = folder.iterdir()
+    for path in (*inner.iterdir(), inner, folder):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        assert run(FEW, folder) == [0, warm[1]]
+    finally:
+        inner.chmod(0o700)
+        folder.chmod(0o700)
 
 
 @compiler_only
@@ -109,8 +212,11 @@ def test_an_unwritable_folder_costs_only_time(
     assert file.read_text() == "no folder"
 
 
+posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
+
+
 @compiler_only
-@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs POSIX permissions")
+@posix
 def test_a_folder_that_others_can_write_to_is_not_trusted(
     warm: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
@@ -123,6 +229,64 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(
         path.chmod(0o700)
     assert run(FEW, folder) == [0, warm[1]]
     assert inner.stat().st_mode & 0o077 == 0
+
+
+@posix
+def test_whom_the_cache_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As OpenSSH: files, folders and the folders above them."""
+    root = tmp_path / "above" / "cache"
+    folder, file = root / "hash", root / "hash" / "kernel.nbc"
+    folder.mkdir(parents=True, mode=0o700)
+    for path in (root.parent, root, folder):
+        path.chmod(0o700)
+    file.touch(0o600)
+    trusted = jit._distrust
+    assert trusted(root, folder) == ""
+    for path in (root, folder, file):
+        mode = path.stat().st_mode
+        for bit in (0o020, 0o002):
+            path.chmod(mode | bit)
+            assert f"{path} is not yours alone to write" in trusted(root, folder)
+        path.chmod(mode)
+    root.parent.chmod(0o777)
+    assert trusted(root, folder) == f"others may write to {root.parent}"
+    root.parent.chmod(0o1777)  # like /tmp: nobody else may rename what is in it
+    assert trusted(root, folder) == ""
+    root.parent.chmod(0o770)
+    monkeypatch.setattr(jit, "_is_private_group", lambda gid: False)
+    assert trusted(root, folder) == f"others may write to {root.parent}"
+    monkeypatch.setattr(jit, "_is_private_group", lambda gid: True)
+    assert trusted(root, folder) == ""
+    root.parent.chmod(0o700)
+    link = folder / "link.nbc"
+    link.symlink_to(file)
+    assert f"{link} is not yours alone" in trusted(root, folder)
+    link.unlink()
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    assert f"{root} is not yours alone" in trusted(root, folder)
+
+
+@posix
+def test_a_private_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    import grp
+    import pwd
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="ann"))
+    groups = {1: ("ann", []), 2: ("ann", ["ann"]), 3: ("ann", ["bob"]), 4: ("users", [])}
+
+    def group(gid: int) -> SimpleNamespace:
+        return SimpleNamespace(gr_name=groups[gid][0], gr_mem=groups[gid][1])
+
+    monkeypatch.setattr(grp, "getgrgid", group)
+    assert [jit._is_private_group(gid) for gid in (1, 2, 3, 4, 5)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 @compiler_only

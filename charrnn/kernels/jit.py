@@ -9,9 +9,12 @@ threads run kernels side by side.
 
 The cache: Numba's own notices a change in the file of a function, not in the files of the functions
 that it calls (numba#1833). So ours is a folder named after a hash of all our kernel sources, the
-versions and every setting that changes code: what is found there was made from exactly this. It
-is private to the user, because loading machine code is trusting it. A folder that is missing,
-damaged or cannot be written costs compile time and nothing else.
+versions and every setting that changes code: what is found there was made from exactly this.
+
+What Numba keeps of a compiled function is machine code in a pickle: to load it is to trust it. So
+it is read from a folder that nobody but the user can write to (`_distrust`), and only if its
+checksum is right (`_Store`). A cache that is missing, damaged, not private or cannot be written
+costs compile time and nothing else.
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import platform
 import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,6 +40,7 @@ from llvmlite import binding, ir
 from numba.core import caching, config
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
+from numba.core.serialize import dumps
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,24 +84,69 @@ def code_hash() -> str:
     return digest.hexdigest()[:20]
 
 
-def _cache_folder() -> Path | None:
-    """The folder for this very code, made private; None if there can be none."""
+def _cache_folder() -> tuple[Path | None, str]:
+    """The folder for this very code, made private; or None, and why there is none."""
     try:
         root = cache_root()
+        _make_private(root)
+        root = root.resolve()  # what is checked is what is used
         folder = root / code_hash()
-        root.parent.mkdir(parents=True, exist_ok=True)
-        root.mkdir(exist_ok=True, mode=0o700)  # of several folders only the last would get the mode
         folder.mkdir(exist_ok=True, mode=0o700)
-        if hasattr(os, "getuid"):
-            for path in (root, folder):
-                info = path.stat()
-                if info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return None
-        os.utime(folder)
-        _prune(root, folder)
-        return folder
-    except (OSError, RuntimeError):  # RuntimeError: there is no home folder
-        return None
+        problem = _distrust(root, folder)
+        if problem:
+            return None, problem
+        with contextlib.suppress(OSError):  # one that cannot be written can still be read
+            os.utime(folder)
+            _prune(root, folder)
+        return folder, ""
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        return None, f"there is no folder for them ({error})"
+
+
+def _make_private(folder: Path) -> None:
+    """Create a folder and what is missing above it, for this user alone whatever the umask."""
+    for path in (*reversed(folder.parents), folder):
+        path.mkdir(exist_ok=True, mode=0o700)
+
+
+def _distrust(root: Path, folder: Path) -> str:
+    """Who else may have written what is in ``folder``; empty if nobody.
+
+    As OpenSSH does with keys: the caches and all that is in them belong to the user and only he
+    may write to them; the folders above are his or the administrator's, and nobody else may rename
+    what is in them. Windows keeps a user's folders to himself by default, which is not checked.
+    """
+    if not hasattr(os, "getuid"):
+        return ""
+    uid, others = os.getuid(), stat.S_IWGRP | stat.S_IWOTH
+    for path in (root, folder, *folder.iterdir()):
+        try:
+            info = path.lstat()
+        except FileNotFoundError:  # another process has just put it in its place
+            continue
+        kind = stat.S_ISREG if path.parent == folder else stat.S_ISDIR
+        if info.st_uid != uid or info.st_mode & others or not kind(info.st_mode):
+            return f"{path} is not yours alone to write (chmod -R go-w, or remove it)"
+    for path in root.parents:
+        info = path.stat()
+        if info.st_uid not in (uid, 0):
+            return f"{path} belongs to another user"
+        alone = stat.S_IWOTH if _is_private_group(info.st_gid) else others
+        if info.st_mode & alone and not info.st_mode & stat.S_ISVTX:
+            return f"others may write to {path}"
+    return ""
+
+
+def _is_private_group(gid: int) -> bool:
+    """Whether a group is the user's own and has no other member, as on most Linux systems."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return group.gr_name == user and set(group.gr_mem) <= {user}
 
 
 def _prune(root: Path, keep: Path) -> None:
@@ -106,7 +157,8 @@ def _prune(root: Path, keep: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-CACHE_FOLDER = None if config.DISABLE_JIT else _cache_folder()
+CACHE_FOLDER, CACHE_PROBLEM = (None, "") if config.DISABLE_JIT else _cache_folder()
+"""Where compiled kernels are kept; None if nowhere, and the reason."""
 
 
 class _Locator(caching._CacheLocator):
@@ -134,36 +186,83 @@ class _CacheImpl(caching.CompileResultCacheImpl):
         self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
 
 
+class _Store:
+    """The files of one kernel, one for every signature: a checksum, then what Numba keeps of it.
+
+    In place of Numba's index and numbered files, where two processes that compile at the same time
+    may give one number to two signatures, and where a flipped bit in machine code is run. Here a
+    file's name comes from what it holds, and its checksum covers both.
+    """
+
+    def __init__(self, base: str) -> None:
+        self._base = base
+
+    def path(self, key: Any) -> Path:
+        assert CACHE_FOLDER is not None
+        return CACHE_FOLDER / f"{self._base}.{_digest(key).hex()[:20]}.nbc"
+
+    def load(self, key: Any) -> Any:
+        """What was saved; None if nothing was. A damaged file is removed."""
+        path = self.path(key)
+        try:
+            content = memoryview(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        checksum, data = content[:32], content[32:]
+        if checksum != _digest(key, data):
+            path.unlink()
+            return None
+        return pickle.loads(data)
+
+    def save(self, key: Any, value: Any) -> None:
+        path, data = self.path(key), dumps(value)
+        descriptor, temporary = tempfile.mkstemp(".tmp", "", path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(_digest(key, data) + data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def _digest(key: Any, data: Any = b"") -> bytes:
+    """SHA-256 of a signature and its code."""
+    digest = hashlib.sha256(repr(key).encode())
+    digest.update(data)
+    return digest.digest()
+
+
 class _Cache(caching.FunctionCache):
-    """Numba's cache in our folder; one that cannot be read or written is no cache."""
+    """Numba's cache with our files; one that cannot be read or written is no cache."""
 
     _impl_class = _CacheImpl
+
+    def __init__(self, py_func: Any) -> None:
+        super().__init__(py_func)
+        self._cache_file = _Store(self._impl.filename_base)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         global compiled
         result = None
         if CACHE_FOLDER is not None:
-            try:
-                # Not the parent's: that one first loads all that Numba can compile, half a second.
+            # Not the parent's: that one first loads all that Numba can compile, half a second.
+            with contextlib.suppress(Exception):
                 rtsys.initialize(target_context)
                 result = self._load_overload(sig, target_context)
-            except Exception:  # a damaged file raises whatever its bytes happen to mean
-                self._discard()
         if result is None:
             compiled += 1
         return result
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        if CACHE_FOLDER is None:
-            return
-        try:
-            super().save_overload(sig, data)
-        except Exception:  # a full disk, or an index that is damaged
-            self._discard()
+        if CACHE_FOLDER is not None:
+            with contextlib.suppress(Exception):  # a full disk, a folder that is gone
+                super().save_overload(sig, data)
 
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self.flush()
+    def has(self, sig: Any) -> bool:
+        """Whether there is a file for this signature."""
+        key = self._index_key(sig, cpu_target.target_context.codegen())
+        return CACHE_FOLDER is not None and self._cache_file.path(key).is_file()
 
 
 class Code(NamedTuple):
@@ -230,12 +329,4 @@ def uncompiled(codes: Iterable[Code]) -> int:
 
 
 def _is_compiled(kernel: Any, signature: tuple[Any, ...]) -> bool:
-    if signature in kernel.overloads:
-        return True
-    if CACHE_FOLDER is None:
-        return False
-    key = kernel._cache._index_key(signature, cpu_target.target_context.codegen())
-    try:
-        return key in kernel._cache._cache_file._load_index()
-    except Exception:  # damaged: it will be made anew
-        return False
+    return signature in kernel.overloads or kernel._cache.has(signature)
