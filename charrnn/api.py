@@ -9,16 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from charrnn import checkpoint, evaluate, sampling
+from charrnn import checkpoint, evaluate, facts, sampling
 from charrnn.config import Config, SampleConfig
 from charrnn.data import STDIN, read_corpus, split
 from charrnn.errors import InputError
-from charrnn.model import Gradients, Model, State
+from charrnn.model import Gradients, Model, State, weights_of
 from charrnn.threads import available
 from charrnn.vocab import Vocabulary
 
 KEPT_TEXT = "text.txt"
 """Where a run keeps, as UTF-8, a text that came through a pipe."""
+
+SHAPE = {
+    "config": dict,
+    "vocabulary": list[Any],
+    "unknown": int | None,
+    "progress": dict,
+    "corpus": dict,
+}
+"""What the metadata of a checkpoint has at least."""
 
 TRAINING_FACTS = (
     "step", "nats_per_char", "val_nats_per_char", "best_val_nats_per_char", "best_step",
@@ -39,17 +48,7 @@ class LanguageModel:
 
     def __init__(self, source: checkpoint.Checkpoint, threads: int = 0) -> None:
         self.path, self.metadata = source.path, source.metadata
-        for key in ("config", "vocabulary", "unknown", "progress", "corpus"):
-            if key not in source.metadata:
-                raise InputError(f"{source.path} lacks {key!r} in its metadata: it is damaged")
-        self.config = Config.from_json(source.metadata["config"])
-        self.vocabulary = Vocabulary.from_json(
-            {
-                "level": self.config.data.level,
-                "symbols": source.metadata["vocabulary"],
-                "unknown": source.metadata["unknown"],
-            }
-        )
+        self.config, self.vocabulary = described(source)
         self.model = Model(self.config.model, self.vocabulary.size, threads or available())
         restore(self.model, self.model.params, source, "")
 
@@ -131,14 +130,18 @@ class LanguageModel:
     def _text(self) -> str | bytes | None:
         """All of the text that training was given, if it is still there."""
         corpus, encoding = self.metadata["corpus"], self.config.data.encoding
+        if not {"sources", "fingerprint"} <= corpus.keys():
+            return None
         if STDIN in corpus["sources"]:
-            return self._read([self.path.parent / KEPT_TEXT], "utf-8", corpus["fingerprint"])
+            return self._read([str(self.path.parent / KEPT_TEXT)], "utf-8", corpus["fingerprint"])
         return self._read(corpus["sources"], encoding, corpus["fingerprint"])
 
     def _read(
-        self, sources: Sequence[str | Path], encoding: str, fingerprint: str | None
+        self, sources: Sequence[str], encoding: str, fingerprint: str | None
     ) -> str | bytes | None:
         """A text, if it can be read and is still the same."""
+        if not are_files(sources):
+            return None
         try:
             found = read_corpus(sources, level=self.config.data.level, encoding=encoding)
         except InputError:
@@ -221,6 +224,45 @@ def shown(symbol: str | int) -> str:
     if isinstance(symbol, int):
         return f"{symbol:02x}"
     return "' '" if symbol == " " else repr(symbol)[1:-1]
+
+
+def are_files(sources: Sequence[str]) -> bool:
+    """Whether all of these are files or folders: a pipe would be waited for, a device never ends.
+
+    A checkpoint that names them may come from anywhere.
+    """
+    return all(Path(source).is_file() or Path(source).is_dir() for source in sources)
+
+
+def described(source: checkpoint.Checkpoint) -> tuple[Config, Vocabulary]:
+    """The config and the vocabulary of a checkpoint; all that it says has the right shape.
+
+    Raises
+    ------
+    InputError : something is missing or wrong, or the weights are not as many as the config needs
+    """
+    said, what = source.metadata, f"the metadata of {source.path}"
+    facts.check(said, SHAPE, what)
+    for name, shape in (("progress", facts.PROGRESS), ("corpus", facts.CORPUS)):
+        facts.check(said[name], shape, f"{name!r} of {what}", lacking=True)
+    try:
+        config = Config.from_json(said["config"])
+        vocabulary = Vocabulary.from_json(
+            {
+                "level": config.data.level,
+                "symbols": said["vocabulary"],
+                "unknown": said["unknown"],
+            }
+        )
+    except InputError as error:
+        raise InputError(f"{source.path}: {error}; the checkpoint is damaged") from error
+    needed = weights_of(config.model, vocabulary.size)
+    if needed > sum(array.size for array in source.tensors.values()):  # before room is made for it
+        raise InputError(
+            f"{source.path}: its config is of {needed:,} weights, more than it has; "
+            "the checkpoint is damaged"
+        )
+    return config, vocabulary
 
 
 def restore(model: Model, into: Any, source: checkpoint.Checkpoint, prefix: str) -> None:

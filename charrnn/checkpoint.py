@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from charrnn import atomic
 from charrnn.errors import InputError
-from charrnn.runlog import parse_json
+from charrnn.runlog import parse_json, regular
 
 FORMAT_VERSION = "1"
 MAX_HEADER = 16 * 2**20  # bytes; far above any vocabulary, and a bound on memory for a bad file
+MAX_TENSORS = 100_000
 OWN_KEYS = ("format", "format_version", "checksum")
 
 DTYPES = {"bool": "BOOL"} | {
@@ -100,6 +101,8 @@ def load(path: str | Path) -> Checkpoint:
     with _reading(path), safetensors.safe_open(path, framework="numpy") as file:
         header = file.metadata() or {}
         _check_format(path, header)
+        if len(file.keys()) > MAX_TENSORS:
+            raise _damaged(path, f"it has {len(file.keys()):,} tensors")
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     checksum = header.pop("checksum")
     if _checksum(tensors, header) != checksum:
@@ -214,9 +217,9 @@ def _damaged(path: Path, reason: str) -> InputError:
 
 def _check_header_size(path: Path) -> None:
     with _reading(path):
-        if not path.is_file():  # opening a pipe would wait for ever
+        if not path.is_file():
             raise FileNotFoundError("there is no such file")
-        with path.open("rb") as file:
+        with open(path, "rb", opener=regular) as file:
             size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER:
         raise _damaged(path, "it does not begin like a safetensors file")
@@ -263,11 +266,8 @@ def newest_run(root: str | Path = "runs") -> Path:
     InputError
         If there is none.
     """
-    newest = max(
-        Path(root).rglob("last.safetensors"),
-        key=lambda path: (path.stat().st_mtime_ns, path),
-        default=None,
-    )
+    files = (path for path in Path(root).rglob("last.safetensors") if path.is_file())
+    newest = max(files, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
     if newest is None:
         raise InputError(
             f"there are no runs below {root}: make one with `charrnn train FILE`,"

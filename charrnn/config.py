@@ -102,12 +102,17 @@ def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     kind = kinds[0]
     wrong = InputError(f"{flag(f.name)} is {value!r}: it must be {_kind(kind, f.metadata)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise wrong from None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise wrong
     meta = f.metadata
     if meta["choices"] and value not in meta["choices"]:
         raise wrong
+    if kind is int and abs(value) >= 2**63:
+        raise InputError(f"{flag(f.name)} has {len(str(value))} digits: it must be below 2**63")
     if kind in (int, float) and not (
         math.isfinite(value)
         and (meta["min"] is None or value >= meta["min"])

@@ -63,7 +63,7 @@ def _options(folder: Path) -> dict[str, Any]:
     """A run's options by name; none if its config.json cannot be used."""
     path = folder / "config.json"
     try:
-        return Config.from_json(runlog.parse_json(path.read_bytes(), str(path))["config"]).options()
+        return Config.from_json(runlog.read_json(path)["config"]).options()
     except (OSError, InputError, LookupError, TypeError):
         return {}  # the curves are worth seeing without
 
@@ -98,7 +98,7 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
             y = [view.loss(nats) for nats in table["nats"]]
             axes.plot(x, y, color=f"C{i}", label=label or None, **style)
     if len(runs) == 1:
-        axes.set_title(runs[0].name.replace("$", r"\$") + f"  ({runs[0].about})")
+        axes.set_title(f"{runs[0].name}  ({runs[0].about})".replace("$", r"\$"))
     if view.log:
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))

@@ -6,11 +6,23 @@ The library raises these; the command line prints the message as one line and ex
 
 from __future__ import annotations
 
+LONGEST = 1000  # characters of a message
+
 
 class CharRNNError(Exception):
-    """Base of every error that a user can cause or cure."""
+    """Base of every error that a user can cause or cure.
+
+    A message may quote a file that nobody has looked at: it is made one line, not too long, without
+    what would move a terminal's cursor.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+        lines = " ".join(message.splitlines())
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in lines))
 
 
 class InputError(CharRNNError):

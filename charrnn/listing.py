@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn import checkpoint, runlog
+from charrnn import checkpoint, facts, runlog
 from charrnn.chart import columns_of, printable
 from charrnn.errors import InputError
 
@@ -154,21 +154,21 @@ class _Reader:
         self.run["state"] = "running" if runlog.held(path.parent) else "killed"
 
     def config(self, path: Path) -> None:
-        model = runlog.parse_json(path.read_bytes(), str(path))["config"]["model"]
-        self.run["model"] = str(model["model"])
+        model = runlog.read_json(path)["config"]["model"]
+        self.run["model"] = _word(model["model"])
         for key in ("num_layers", "hidden_size"):
-            self.run[key] = int(model[key])
+            self.run[key] = _count(model[key])
 
     def last(self, path: Path) -> None:
         if not path.exists():
             return
         progress, kept = checkpoint.read_metadata(path, "progress", "metrics_length")
-        self.kept, run = int(kept), self.run
-        run["step"] = run["checkpoint_step"] = int(progress["step"])
-        run["total_steps"] = int(progress["total_steps"])
+        self.kept, run = _count(kept), self.run
+        run["step"] = run["checkpoint_step"] = _count(progress["step"])
+        run["total_steps"] = _count(progress["total_steps"])
         self._take_best(progress)
         if run["state"] != "running":
-            run["state"] = str(progress["finished"] or "interrupted")
+            run["state"] = _word(progress["finished"] or "interrupted")
 
     def best(self, path: Path) -> None:
         if path.exists():  # it may be newer than the last one
@@ -181,23 +181,39 @@ class _Reader:
         for place in dict.fromkeys((0, self.kept)):
             start = runlog.event_at(path, place)
             if start is not None and start["event"] == "start":
-                run["parameters"] = int(start["parameters"])
+                run["parameters"] = _count(start["parameters"])
                 if place == self.kept:
-                    run["total_steps"] = int(start["total_steps"])
+                    run["total_steps"] = _count(start["total_steps"])
         for event in runlog.tail(path):
-            run["step"] = max(int(event["step"]), run["checkpoint_step"] or 0)
+            run["step"] = max(_count(event["step"]), run["checkpoint_step"] or 0)
             if event["event"] == "validation":
                 self._take_best(event)
             end = event if event["event"] == "end" else {}
         if run["state"] != "running":
             if end:
-                run["state"] = str(end["reason"])
+                run["state"] = _word(end["reason"])
             elif path.stat().st_size > self.kept:
                 run["state"] = "killed"
 
-    def _take_best(self, facts: dict[str, Any]) -> None:
+    def _take_best(self, said: dict[str, Any]) -> None:
         """The lowest validation loss that any file knows of."""
-        nats, known = facts["best_val_nats_per_char"], self.run["best_val_nats_per_char"]
-        if nats is not None and (known is None or float(nats) < known):
+        nats, known = said["best_val_nats_per_char"], self.run["best_val_nats_per_char"]
+        if nats is None:
+            return
+        if not facts.fits(nats, float):
+            raise ValueError(nats)
+        if known is None or nats < known:
             self.run["best_val_nats_per_char"] = float(nats)
-            self.run["best_step"] = int(facts["best_step"])
+            self.run["best_step"] = _count(said["best_step"])
+
+
+def _count(value: Any) -> int:
+    if not facts.fits(value, int):
+        raise ValueError(value)
+    return int(value)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 40:
+        raise ValueError(value)
+    return value

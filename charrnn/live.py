@@ -73,7 +73,7 @@ class Follower:
 
         Raises OSError if it cannot be read, or is not there.
         """
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", opener=runlog.regular) as file:
             file.seek(self.place - len(self._tail))
             same = file.read(len(self._tail)) == self._tail
             block = file.read(BLOCK) if same else b""
@@ -137,7 +137,7 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
 
 def _check_readable(path: Path) -> None:
     try:
-        open(path, "rb").close()
+        open(path, "rb", opener=runlog.regular).close()
     except OSError as error:
         raise InputError(
             f"cannot read the metrics {path}: {error.strerror or error}; allow reading it"
@@ -145,7 +145,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _newest(root: Path) -> Path:
-    paths = root.rglob("metrics.jsonl")
+    paths = (path for path in root.rglob("metrics.jsonl") if path.is_file())
     newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
     if newest is None:
         raise InputError(
@@ -225,7 +225,7 @@ class Watched:
             if handler is not None:  # else it is of a newer charrnn
                 handler(event)
             self._course.take(event)
-        except (TypeError, KeyError, ValueError, OverflowError):
+        except (TypeError, KeyError, ValueError, OverflowError, RecursionError):
             self.bad += 1
             return False
         return True
@@ -343,11 +343,11 @@ def _described(folder: Path) -> tuple[float, str]:
     """The clipping threshold, 0 for none, and the model in words, of a run's config.json."""
     path = folder / "config.json"
     try:
-        config = runlog.parse_json(path.read_bytes(), str(path))["config"]
+        config = runlog.read_json(path)["config"]
         model = config["model"]
         about = f"{model['model']} {model['num_layers']}x{model['hidden_size']}"
-        return float(config["train"]["grad_clip"]), about
-    except (OSError, InputError, KeyError, TypeError, ValueError):
+        return max(_finite(config["train"]["grad_clip"]), 0.0), about[:100]
+    except (OSError, InputError, LookupError, TypeError, ValueError, OverflowError):
         return 0.0, ""  # the curves are worth seeing without
 
 

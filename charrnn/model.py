@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 import zlib
 from functools import cached_property
@@ -20,7 +21,7 @@ from charrnn.params import Params
 from charrnn.passes import Pass, State
 from charrnn.stack import Stack
 from charrnn.stepper import Stepper
-from charrnn.threads import Team
+from charrnn.threads import Team, memory
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
@@ -76,6 +77,7 @@ class Model:
             self.notes.append(NO_BF16)
         self.team = Team(threads)
         weakref.finalize(self, self.team.close)
+        check_room(config, vocab_size)
         self.params = Params(self.shapes(), config.dtype)
         self.version = 0
         self._passes: dict[Any, Pass] = {}
@@ -83,16 +85,7 @@ class Model:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape."""
-        c, V = self.config, self.vocab_size
-        shapes: dict[str, tuple[int, ...]] = {}
-        if c.embedding_size:
-            shapes["embedding"] = (V, c.embedding_size)
-        width = c.embedding_size or V
-        for i in range(c.num_layers):
-            for name, shape in self.cell.shapes(width, c.hidden_size).items():
-                shapes[f"layers.{i}.{name}"] = shape
-            width = c.hidden_size
-        return shapes | {"head.Wy": (width, V), "head.by": (V,)}
+        return shapes_of(self.config, self.vocab_size)
 
     def initialize(self, seed: int) -> None:
         """Draw the weights. Each is a function of the seed and its name alone.
@@ -304,7 +297,8 @@ class Model:
         for name in tensors.keys() - expected.keys():
             raise InputError(f"tensor {name} is no part of this model")
         views = into.views
-        tensors = {name: array.astype(into.flat.dtype) for name, array in tensors.items()}
+        dtype = into.flat.dtype
+        tensors = {name: array.astype(dtype, copy=False) for name, array in tensors.items()}
         if "embedding" in views:
             views["embedding"][:] = tensors["embedding.weight"]
         for i in range(self.config.num_layers):
@@ -319,6 +313,36 @@ class Model:
         views["head.Wy"][:] = tensors["head.weight"].T
         views["head.by"][:] = tensors["head.bias"]
         self.changed()
+
+
+def shapes_of(c: ModelConfig, V: int) -> dict[str, tuple[int, ...]]:
+    """Weight name -> shape of the model that a config describes."""
+    cell = cells.get(c.model, c.activation)
+    shapes: dict[str, tuple[int, ...]] = {}
+    if c.embedding_size:
+        shapes["embedding"] = (V, c.embedding_size)
+    width = c.embedding_size or V
+    for i in range(c.num_layers):
+        for name, shape in cell.shapes(width, c.hidden_size).items():
+            shapes[f"layers.{i}.{name}"] = shape
+        width = c.hidden_size
+    return shapes | {"head.Wy": (width, V), "head.by": (V,)}
+
+
+def weights_of(c: ModelConfig, V: int) -> int:
+    """How many numbers are trained in the model that a config describes."""
+    return sum(map(math.prod, shapes_of(c, V).values()))
+
+
+def check_room(c: ModelConfig, V: int) -> None:
+    """InputError for a model that does not fit into the machine's memory."""
+    size, room = weights_of(c, V) * np.dtype(c.dtype).itemsize, memory()
+    if size > room:
+        raise InputError(
+            f"--hidden-size {c.hidden_size:,} with --num-layers {c.num_layers:,} needs "
+            f"{size / 2**30:,.0f} GiB for its weights alone, there are {room / 2**30:,.0f}: choose "
+            "smaller ones"
+        )
 
 
 def _square_blocks(shape: tuple[int, ...], init: str, generator: np.random.Generator) -> np.ndarray:

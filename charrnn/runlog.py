@@ -30,11 +30,13 @@ end         epoch, reason (finished, patience, interrupted, diverged), nats_per_
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,7 +48,9 @@ from charrnn.errors import InputError, SaveError
 SCHEMA = 1
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
-TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest line that is looked for
+TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest JSON text that is looked at
+MOST_VALUES = 5 * 2**18  # of one: more than Unicode has characters, and a bound on memory
+OWNER = 100  # bytes that a lock says of its owner
 
 
 class RunLog:
@@ -62,7 +66,7 @@ class RunLog:
         self.path = Path(path)
         with self._saving():
             # Unbuffered: nothing that failed to be written may turn up again when it is closed.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+            self._file = open(self.path, "ab", buffering=0, opener=regular)  # noqa: SIM115
 
     def __enter__(self) -> RunLog:
         return self
@@ -122,6 +126,21 @@ class RunLog:
             ) from error
 
 
+def regular(path: str, flags: int) -> int:
+    """An ``opener`` for files of a run folder, which may be a stranger's.
+
+    A pipe would be waited for, a device has no end, and what a link is put in the place of must not
+    be written to: each is an OSError.
+    """
+    if flags & (os.O_WRONLY | os.O_RDWR):
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    return descriptor
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep a run folder to this process while it trains.
@@ -132,20 +151,31 @@ def lock(folder: Path) -> Iterator[None]:
     ------
     InputError
         If another process has it.
+    SaveError
+        If the folder cannot be written.
     """
-    with open(folder / "lock", "a+") as file:
+    path = folder / "lock"
+    try:
+        file = open(path, "ab+", opener=regular)  # noqa: SIM115
+    except OSError as error:
+        raise SaveError(
+            f"could not lock {folder}: {error.strerror or error}; nothing has been written:"
+            f" allow writing, and remove {path} if that is no file of yours"
+        ) from error
+    with file:
         latest = time.monotonic() + GRACE
         while not _locked(file):
             if time.monotonic() > latest:
                 file.seek(0)
-                owner = file.read().strip() or "another process"
+                owner = file.read(OWNER).decode("utf-8", "replace").strip() or "another process"
                 raise InputError(
                     f"{folder} is being trained by {owner}: wait for it, or stop it first"
                 )
             time.sleep(0.01)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: others will not know who it is
+            file.truncate(0)
+            file.write(f"process {os.getpid()}\n".encode())
+            file.flush()
         yield
 
 
@@ -156,9 +186,9 @@ def held(folder: Path) -> bool:
     shared lock for an instant; several may look at once, and who wants to train waits it out.
     """
     try:
-        with open(folder / "lock", "rb") as file:
+        with open(folder / "lock", "rb", opener=regular) as file:
             return not _locked(file, shared=True)
-    except FileNotFoundError:
+    except OSError:  # there is none, or it is no lock of ours
         return False
 
 
@@ -195,9 +225,10 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
         If the file cannot be read, a line is not an event, or its schema is not ours.
     """
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+        with open(path, "rb", opener=regular) as file:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST + 1)
+                if not line.endswith(b"\n") and len(line) <= LONGEST:
                     return
                 yield _event(line, f"line {number} of {path}")
     except OSError as error:
@@ -216,7 +247,7 @@ def tail(path: str | Path) -> list[dict[str, Any]]:
     InputError
         If a line is not an event, or its schema is not ours.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         length, size = file.seek(0, os.SEEK_END), TAIL
         while True:
             begin = file.seek(max(length - size, 0))
@@ -241,7 +272,7 @@ def event_at(path: str | Path, offset: int) -> dict[str, Any] | None:
     OSError
         If the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         file.seek(offset)
         line = file.readline(LONGEST)
     try:
@@ -256,7 +287,8 @@ def _event(line: bytes, where: str) -> dict[str, Any]:
         raise InputError(f"{where} is no event of a run: delete that line or restore the file")
     if event.get("schema", SCHEMA) != SCHEMA:
         raise InputError(
-            f"{where} has schema {event['schema']!r}; this charrnn reads {SCHEMA}: upgrade charrnn"
+            f"{where} has schema {repr(event['schema'])[:20]}; this charrnn reads {SCHEMA}: "
+            "upgrade charrnn"
         )
     return event
 
@@ -266,15 +298,32 @@ def write_json(path: str | Path, value: Any) -> None:
     atomic.write(path, dump_json(value, indent=2) + b"\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file of a run, such as config.json.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    InputError
+        As `parse_json` does.
+    """
+    with open(path, "rb", opener=regular) as file:
+        return parse_json(file.read(LONGEST + 1), str(path))
+
+
 def parse_json(text: str | bytes, what: str) -> Any:
     """The value of a strict JSON text from an untrusted file, called ``what`` in the message.
 
     Raises
     ------
     InputError
-        If it is malformed, nested too deeply, not UTF-8, or has a number that is not finite.
+        If it is malformed, nested too deeply, not UTF-8, has a number that is not finite, or is so
+        long or has so many values that it is none of ours: a short text can mean many objects.
     """
     try:
+        if len(text) > LONGEST or (len(text) > MOST_VALUES and _values(text) > MOST_VALUES):
+            raise ValueError("it is too long")
         if isinstance(text, bytes):
             text = text.decode()
         return json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -283,6 +332,12 @@ def parse_json(text: str | bytes, what: str) -> Any:
         raise InputError(
             f"{what} is not valid JSON ({reason}): restore the file or use another one"
         ) from error
+
+
+def _values(text: Any) -> int:
+    """At least how many objects a JSON text makes; lists and dictionaries are large ones."""
+    comma, opening = (",", "[{") if isinstance(text, str) else (b",", (b"[", b"{"))
+    return text.count(comma) + 2 * sum(map(text.count, opening))
 
 
 def _finite(literal: str) -> float:
@@ -342,12 +397,17 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
             f"cannot create the run folder {folder}: {error.strerror or error};"
             " name a folder that can be written with --out-dir"
         ) from error
+    check_free(folder)
+    return folder
+
+
+def check_free(folder: Path) -> None:
+    """InputError if a folder holds a run."""
     if any(next(folder.glob(pattern), None) for pattern in RUN_FILES):
         raise InputError(
             f"--out-dir {folder} already holds a run: continue it with --resume {folder},"
             " or name another folder"
         )
-    return folder
 
 
 def _numbered_folder(root: Path, name: str) -> Path:

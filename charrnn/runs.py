@@ -10,18 +10,26 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn import atomic, checkpoint, runlog
-from charrnn.api import KEPT_TEXT, LanguageModel, load
+from charrnn import atomic, checkpoint, facts, runlog
+from charrnn.api import KEPT_TEXT, LanguageModel, are_files, described, load
 from charrnn.config import Config, flag
 from charrnn.data import STDIN, Corpus, fingerprint, read_corpus, split
 from charrnn.errors import Diverged, InputError
-from charrnn.model import Model
+from charrnn.model import Model, check_room
 from charrnn.trainer import Event, Run, Text, versions
 from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
 
 ARCHITECTURE = ("model", "hidden_size", "num_layers", "embedding_size", "activation", "residual")
 """Options that ``--init-from`` takes from the checkpoint."""
+
+RUN_FACTS = {
+    "config": dict,
+    "vocabulary": dict,
+    "corpus": facts.CORPUS,
+    "init_from": str | None,
+}
+"""What config.json says that is read again."""
 
 
 def start(
@@ -61,19 +69,21 @@ def start(
             text.notes.append(
                 f"characters that {parent.path} does not know are {fate}: {describe(missing)}"
             )
-    run.folder = runlog.new_run_folder(out_dir, corpus.name)
-    if STDIN in corpus.sources:  # it cannot be read again
-        data = corpus.text
-        data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
-        atomic.write(run.folder / KEPT_TEXT, data)
-    facts = {
+    said = {
         "config": config.to_json(),
         "vocabulary": vocabulary.to_json(),
         "init_from": str(parent.path.resolve()) if parent is not None else None,
         "corpus": text.facts,
         "versions": versions(),
     }
-    runlog.write_json(run.folder / "config.json", facts)
+    run.folder = runlog.new_run_folder(out_dir, corpus.name)
+    with runlog.lock(run.folder):  # somebody else may begin one in the same folder
+        runlog.check_free(run.folder)
+        if STDIN in corpus.sources:  # it cannot be read again
+            data = corpus.text
+            data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+            atomic.write(run.folder / KEPT_TEXT, data)
+        runlog.write_json(run.folder / "config.json", said)
     return run
 
 
@@ -95,18 +105,19 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
-    facts = runlog.parse_json(config_file.read_bytes(), str(config_file))
+    said = facts.check(runlog.read_json(config_file), RUN_FACTS, str(config_file))
     source = _source(folder, path)
-    try:
-        config = Config.from_json((source.metadata if source is not None else facts)["config"])
-        vocabulary = Vocabulary.from_json(facts["vocabulary"])
-        known = (source.metadata if source is not None else facts)["corpus"]
-        parent = facts["init_from"]
-        prints = known["fingerprint"], known["val_fingerprint"]
-        corpus = _same_corpus(folder, files, config, known)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{config_file} is damaged: {error} is missing") from error
+    config, vocabulary = _described(said, source, config_file)
+    known = said["corpus"]
+    if source is not None:
+        known = facts.check(source.metadata["corpus"], facts.CORPUS, f"'corpus' of {source.path}")
+    parent = said["init_from"]
+    prints = known["fingerprint"], known["val_fingerprint"]
+    corpus = _same_corpus(folder, files, config, known)
     config = _changed(config, changes or {})
+    val_file = config.data.val_file
+    if val_file is not None and not are_files([val_file]):
+        raise InputError(f"--val-file {val_file} of {folder} is no file: put it back")
     val = _val_text(config)
     if (corpus.fingerprint, _fingerprint(val)) != prints:
         which = "text" if corpus.fingerprint != prints[0] else f"--val-file {config.data.val_file}"
@@ -123,7 +134,9 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
         if parent is not None:
             _inherit_weights(resumed.model, load(parent).model)
         return resumed
-    resumed = Run(folder, config, text, source.metadata["metrics_length"])
+    where = f"the metadata of {source.path}"
+    length = facts.check(source.metadata, {"metrics_length": int}, where)["metrics_length"]
+    resumed = Run(folder, config, text, length)
     resumed.restore(source)
     _check_unfinished(resumed, changes or {})
     return resumed
@@ -183,6 +196,27 @@ def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
             f"--resume {folder / others[0]} (there are {', '.join(others)})"
         )
     return None
+
+
+def _described(
+    said: dict[str, Any], source: checkpoint.Checkpoint | None, config_file: Path
+) -> tuple[Config, Vocabulary]:
+    """Config and vocabulary of a run that has said this, and of its checkpoint if there is one."""
+    try:
+        vocabulary = Vocabulary.from_json(said["vocabulary"])
+        if source is None:
+            config = Config.from_json(said["config"])
+            check_room(config.model, vocabulary.size)
+            return config, vocabulary
+    except InputError as error:
+        raise InputError(f"{config_file}: {error}; the file is damaged, restore it") from error
+    config, own = described(source)
+    if own != vocabulary:
+        raise InputError(
+            f"{config_file} is of another vocabulary than {source.path}: one of them belongs to "
+            "another run, restore it"
+        )
+    return config, vocabulary
 
 
 # -- options ------------------------------------------------------------------------------------
@@ -287,6 +321,9 @@ def _same_corpus(
     if STDIN in known["sources"]:
         return read_corpus([str(folder / KEPT_TEXT)], level=level, encoding="utf-8")
     try:
+        for source in known["sources"]:
+            if not are_files([source]):
+                raise InputError(f"{source!r} does not exist or is no file")
         return read_corpus(known["sources"], level=level, encoding=encoding)
     except InputError as error:
         raise InputError(f"{error}; if the text has moved, give it as FILE") from error

@@ -8,6 +8,7 @@ and the items of a phase never write to the same place: timing cannot show in th
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -55,6 +56,14 @@ def available() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory() -> float:
+    """Bytes of memory that the machine has; infinite if it does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 class Team:

@@ -15,11 +15,21 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from charrnn import __version__, atomic, checkpoint, evaluate, probe, recompute, runlog, sampling
+from charrnn import (
+    __version__,
+    atomic,
+    checkpoint,
+    evaluate,
+    facts,
+    probe,
+    recompute,
+    runlog,
+    sampling,
+)
 from charrnn.api import load, metadata_of, restore
 from charrnn.config import Config, SampleConfig
 from charrnn.errors import InputError
@@ -319,13 +329,14 @@ class Run:
             restore(self.model, params, source, f"optimizer.{moment}.")
         known = {f.name for f in dataclasses.fields(Progress)}
         progress = source.metadata["progress"]
-        if not isinstance(progress, dict) or not known - ADDED <= set(progress):
-            raise InputError(f"{source.path} does not say how far the run is: it is damaged")
+        shape = {n: hint for n, hint in get_type_hints(Progress).items() if n not in ADDED}
+        facts.check(progress, {**shape, **facts.PROGRESS}, f"the progress of {source.path}")
         self.progress = Progress(**{name: progress[name] for name in known & set(progress)})
         try:
             self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
-        except KeyError as error:
-            raise InputError(f"{source.path} lacks the tensor {error}: it is damaged") from error
+        except (KeyError, InputError) as error:
+            fault = f"it lacks the tensor {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{source.path} is damaged: {fault}; use another one") from error
 
     # -- events ---------------------------------------------------------------------------------
 

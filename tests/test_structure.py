@@ -100,6 +100,7 @@ def test_only_monitor_draws_bars() -> None:
 # Module -> what of ours it may import. A folder's name stands for all in it.
 CORE = {
     "errors": set(),
+    "facts": {"errors"},
     "threads": {"kernels"},
     "params": set(),
     "atomic": {"errors"},
@@ -169,7 +170,7 @@ CORE = {
     "monitor": {"advice", "errors"},
     "options": {"config"},
     "curves": {"config", "errors", "live", "plots", "runlog"},
-    "listing": {"chart", "checkpoint", "errors", "runlog"},
+    "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
     "live": {"advice", "chart", "errors", "monitor", "runlog", "table", "terminal"},
 }
 
