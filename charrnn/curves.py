@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from charrnn import plots, runlog
+from charrnn.chart import printable
 from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.live import View, Watched, find, time_unit
@@ -40,7 +43,9 @@ def plot(names: Sequence[str], path: str, view: View) -> None:
             pass
         if not (run.training.last or run.validating.last):
             raise InputError(f"{run.folder} has no losses yet: wait for its first line")
-    plots.save(lambda figure: draw(figure, runs, view), path, "--output")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that no font here has
+        plots.save(lambda figure: draw(figure, runs, view), path, "--output")
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
@@ -85,7 +90,7 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
     longest = max(max(table[view.x], default=0.0) for run in runs for table in _tables(run))
     unit, size = time_unit(longest) if view.x == "time" else (view.x, 1)
     for i, run in enumerate(runs):
-        name = run.name.replace("$", r"\$")  # no formula
+        name = _plain(run.name)
         names = ["training", "validation"] if len(runs) == 1 else ["", name]
         faint, strong = _tables(run)
         if not strong["nats"]:
@@ -94,11 +99,11 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
         if len(strong["nats"]) < 30:
             styles[1] |= {"marker": "o", "markersize": 4}
         for table, label, style in zip((faint, strong), names, styles, strict=True):
-            x = [value / size for value in table[view.x]]
-            y = [view.loss(nats) for nats in table["nats"]]
+            x = [_drawn(value / size) for value in table[view.x]]
+            y = [_drawn(view.loss(nats)) for nats in table["nats"]]
             axes.plot(x, y, color=f"C{i}", label=label or None, **style)
     if len(runs) == 1:
-        axes.set_title(f"{runs[0].name}  ({runs[0].about})".replace("$", r"\$"))
+        axes.set_title(_plain(f"{runs[0].name}  ({runs[0].about})"))
     if view.log:
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
@@ -112,6 +117,16 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
     axes.grid(which="both", alpha=0.25, linewidth=0.6)
     title = "validation; faint: training" if len(runs) > 1 else None
     axes.legend(title=title, frameon=False)
+
+
+def _plain(text: str) -> str:
+    """A text as it is, and no formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def _drawn(value: float) -> float:
+    """NaN for what no run has and no axis holds."""
+    return value if abs(value) < 1e100 else math.nan
 
 
 def _tables(run: Watched) -> tuple[Any, Any]:

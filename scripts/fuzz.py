@@ -56,11 +56,11 @@ COMMON = dict(
 DEEP, LONG = "\0deep", "\0long"
 """Stand for JSON that Python could not write: see `dumped`."""
 EXTREMES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 7, 255, 65536, 2**31, 2**53 + 1, 2**63, -(2**63), 10**30, 10**400,
-    0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
-    "", "x", "1", "-1", "nan", "a" * 100_000, "\x1b[2J\x07", "\ud800", "\u202e", "a\nb", "a\0b", "$\\frac{",
-    "../../outside", "/dev/zero", "/dev/stdin", "best", "lstm", "orthogonal", "1000000000000:0.5", "bf16",
-    [], [0], [[]] * 1000, [None] * 5000, {}, {"a": {"b": [1]}}, DEEP, LONG,
+    None, True, False, 0, 1, -1, 2, 7, 255, 65536, 2**31, 2**53 + 1, 2**63, -(2**63), 10**30,
+    10**400, 0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
+    "", "x", "1", "-1", "nan", "a" * 100_000, "\x1b[2J\x07", "\ud800", "\u202e", "a\nb", "a\0b",
+    "$\\frac{", "../../outside", "/dev/zero", "/dev/stdin", "best", "lstm", "orthogonal", "bf16",
+    "1000000000000:0.5", [], [0], [[]] * 1000, [None] * 5000, {}, {"a": {"b": [1]}}, DEEP, LONG,
 )  # fmt: skip
 
 
@@ -218,7 +218,7 @@ def lines_changed(content: bytes, rng: random.Random) -> bytes:
         i = rng.randrange(len(lines))
         match rng.randrange(6):
             case 0 | 1 | 2:
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     lines[i] = dumped(changed(json.loads(lines[i]), rng)) + b"\n"
             case 3:
                 lines.insert(rng.randrange(len(lines)), lines[i])
@@ -335,13 +335,8 @@ class Cases:
     def run(self, number: int) -> str:
         """Run one case; how it ended. What is not allowed is raised."""
         rng = random.Random(f"{self.seed}/{number}")
-        name, kind = rng.choice(list(RUNS)), rng.choices(list(USES), (50, 15, 25, 3, 7))[0]
-        folder = self.root / "case" / "run"
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for path, content in self.files.items():
-            if path.parent.name == name:
-                (folder / path.name).write_bytes(content)
+        name, kind = rng.choice(list(RUNS)), rng.choices(list(USES), (50, 15, 20, 3, 12))[0]
+        folder = self.copy(name)
         what = self.change(folder, kind, rng)
         uses = USES[kind]
         if self.plots and kind == "metrics":
@@ -368,6 +363,22 @@ class Cases:
         assert all(p.read_bytes() == c for p, c in self.files.items()), title
         return f"{kind} {end}"
 
+    def copy(self, name: str) -> Path:
+        """A run as it was trained."""
+        folder = self.root / "case" / "run"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path, content in self.files.items():
+            if path.parent.name == name:
+                (folder / path.name).write_bytes(content)
+        return folder
+
+    def warm_up(self) -> None:
+        """Everything with undamaged files: it works, and every kernel is loaded."""
+        for name in RUNS:
+            for use in (use_model, use_folder, use_init_from, use_resume):
+                use(self.copy(name))
+
     def change(self, folder: Path, kind: str, rng: random.Random) -> str:
         """Change a file of the run; what was done."""
         if kind == "file":
@@ -381,9 +392,7 @@ class Cases:
             paths = sorted(folder.glob("*.safetensors"))
             for path in paths[1:]:  # best remains, or what is resumed
                 path.unlink()
-            path = paths[0].rename(
-                folder / rng.choice(("best", "last", "last")).__add__(".safetensors")
-            )
+            path = paths[0].rename(folder / f"{rng.choice(('best', 'last', 'last'))}.safetensors")
         else:
             path = folder / {"config": "config.json", "metrics": "metrics.jsonl"}.get(kind, "lock")
             if kind == "config" and rng.random() < 0.3:
@@ -470,7 +479,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000, help="cases (1000)")
     parser.add_argument("--seed", type=int, default=1, help="of the campaign (1)")
     parser.add_argument("--only", type=int, help="the number of a single case")
-    parser.add_argument("--seconds", type=float, default=30, help="a case may take (30)")
+    parser.add_argument("--seconds", type=float, default=60, help="a case may take (60)")
     parser.add_argument(
         "--memory", type=int, default=512, help="MB beyond those at the start (512)"
     )
@@ -478,11 +487,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = Cases(Path(folder), options.seed, options.plots)
-        for number in range(
-            200
-        ):  # loads every kernel that an undamaged or hardly damaged run needs
-            with contextlib.suppress(Exception):
-                cases.run(-1 - number)
+        cases.warm_up()
         if options.only is not None:
             warnings.simplefilter("error")
             print(cases.run(options.only))

@@ -169,7 +169,7 @@ CORE = {
     "table": set(),
     "monitor": {"advice", "errors"},
     "options": {"config"},
-    "curves": {"config", "errors", "live", "plots", "runlog"},
+    "curves": {"chart", "config", "errors", "live", "plots", "runlog"},
     "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
     "live": {"advice", "chart", "errors", "monitor", "runlog", "table", "terminal"},
 }
