@@ -226,6 +226,37 @@ def test_kernels_and_modules_explain_themselves() -> None:
                 assert "kernel" not in decorated or ast.get_docstring(node), node.name
 
 
+def test_nothing_that_is_read_is_run() -> None:
+    """No eval, exec, pickle or shell.
+
+    The one exception: Numba keeps compiled kernels as pickles, which `kernels/jit.py` loads from a
+    folder of the user's own, after their checksum.
+    """
+    modules = {"pickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+    modules |= {"socket", "ssl", "http", "urllib", "ftplib", "requests", "smtplib", "xmlrpc"}
+    modules |= {"multiprocessing", "pty", "runpy", "code", "ctypes"}
+    names = {"eval", "exec", "compile", "__import__"}
+    attributes = {"system", "popen", "Popen", "run_path", "check_call", "check_output"}
+    attributes |= {"subprocess.run", "subprocess.call", "np.load", "torch.load"}
+    found = set()
+    for path in FILES:
+        file = path.relative_to(PACKAGE).as_posix()
+        found |= {(file, module) for module in outside(path) & modules}
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                found |= {(file, name) for name in names & {node.func.id}}
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                whole = ast.unparse(node.func)
+                found |= {(file, name) for name in attributes & {whole, node.func.attr}}
+            elif isinstance(node, ast.keyword) and node.arg in ("shell", "allow_pickle"):
+                found.add((file, node.arg))
+    assert found == {
+        ("kernels/jit.py", "pickle"),
+        ("kernels/program.py", "ctypes"),  # addresses of functions
+        ("terminal.py", "ctypes"),  # the console of Windows
+    }
+
+
 def test_help_needs_no_numerics() -> None:
     code = """
 import sys
