@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import ROOT, run_python
 
 from charrnn import api, checkpoint, facts, listing, live, runlog, runs
 from charrnn.config import Config, ModelConfig
 from charrnn.errors import LONGEST, CharRNNError, InputError, SaveError
 from charrnn.model import Model
+from charrnn.vocab import Vocabulary
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 8
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
@@ -391,6 +394,35 @@ def test_shapes() -> None:
             facts.check({k: v for k, v in good.items() if k != name}, shape, "it")
     with pytest.raises(InputError, match="it is damaged: it is no object"):
         facts.check([], shape, "it")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from([2**63, 10**400, 1e308, "\ud800", "lstm", "byte"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)  # fmt: skip
+OPTIONS = [(name, key) for name, part in Config().to_json().items() for key in part]
+
+
+@given(st.lists(st.tuples(st.sampled_from(OPTIONS), VALUES), min_size=1, max_size=3), VALUES)
+def test_any_json_is_a_config_or_an_input_error(changes: list[Any], value: Any) -> None:
+    said = Config().to_json()
+    for (section, key), new in changes:
+        said[section][key] = new
+    for read in (
+        Config.from_json,
+        Vocabulary.from_json,
+        lambda v: facts.check(v, facts.CORPUS, ""),
+    ):
+        for what in (said, value, {"level": "char", "symbols": value, "unknown": value}):
+            try:
+                config = read(what)
+            except InputError as error:
+                assert str(error).isprintable()
+            else:
+                if isinstance(config, Config):
+                    assert Config.from_json(config.to_json()) == config
 
 
 def test_a_model_larger_than_the_machine(run: Path) -> None:
