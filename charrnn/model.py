@@ -142,23 +142,22 @@ class Model:
         """(threads, n): each thread's own room for products that give weights' gradients."""
         widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
         size = scratch_size(widest, self.operands)
-        return aligned_zeros((self.team.size, size), operand(self.operands))
+        return aligned_zeros((self.team.most, size), operand(self.operands))
 
     def stack(self, training: bool) -> Stack:
         """The packed weights, the same for all passes."""
         if self._stack is None or (training and not self._stack.g):
             grads = self.grads if training else None
-            self._stack = Stack(
-                self.config, self.cell, self.params, grads, self.operands, self.team.size
-            )
+            self._stack = Stack(self.config, self.cell, self.params, grads, self.operands)
         return self._stack
 
     def pack(self, stack: Stack) -> None:
         """Bring packed weights up to date."""
         if stack.version != self.version:
-            if stack.packing is None:
-                stack.packing = self.team.program(stack.pack)
-            stack.packing.run()
+            threads = self.team.size
+            if threads not in stack.packing:
+                stack.packing[threads] = self.team.program(stack.pack(threads))
+            stack.packing[threads].run()
             stack.version = self.version
 
     # -- running --------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,8 @@ class Optimizer:
         self._groups = [(config.decay, 0, params.decayed), (0.0, params.decayed, params.flat.size)]
         real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
         self._numbers = [np.zeros(2 + len(arguments(config, 0, 1, 0)), real) for _ in self._groups]
-        self._norm_programs: dict[float, Program] = {}
+        self._programs: dict[tuple[int, float | None], Program] = {}
+        """By the number of threads: of `norm_phase` by its limit, and of `step_phase`."""
         blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
         self._lanes = np.zeros((blocks, update.LANES))
 
@@ -75,9 +75,7 @@ class Optimizer:
         return Clipping(norm, scale)
 
     def _norm(self, limit: float) -> float:
-        if limit not in self._norm_programs:
-            self._norm_programs[limit] = self.team.program(self.norm_phase(limit))
-        self._norm_programs[limit].run()
+        self._run(limit)
         return math.sqrt(self._lanes.sum())
 
     def step(self, rate: float, number: int, clipping: Clipping) -> None:
@@ -86,11 +84,15 @@ class Optimizer:
         _, arguments = RULES[self.config.optimizer]
         for numbers, (decay, _, _) in zip(self._numbers, self._groups, strict=True):
             numbers[:] = (limit, clipping.scale, *arguments(self.config, rate, number, decay))
-        self._step_program.run()
+        self._run(None)
 
-    @cached_property
-    def _step_program(self) -> Program:
-        return self.team.program(self.step_phase())
+    def _run(self, limit: float | None) -> None:
+        """Run `norm_phase` of this limit, or `step_phase`."""
+        key = self.team.size, limit
+        if key not in self._programs:
+            phase = self.step_phase() if limit is None else self.norm_phase(limit)
+            self._programs[key] = self.team.program(phase)
+        self._programs[key].run()
 
     def norm_phase(self, limit: float) -> Phase:
         """The kernel calls of `clip`."""

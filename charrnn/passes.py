@@ -84,6 +84,7 @@ class Inputs(ABC):
     ids, targets : (T, B) int32; a negative target has no loss
     losses : (T, B) nats of the targets
     first : the step from which on there are losses
+    threads : of the team's, how many share the work
     ways : (T, B), see `charrnn.cells.base`
     """
 
@@ -91,13 +92,14 @@ class Inputs(ABC):
 
     def __init__(self, model: Model, T: int, B: int, dropout: float, first: int = 0) -> None:
         self.model, self.dropout, self.first = model, dropout, first
+        self.threads = model.team.size
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
         self.losses = np.zeros((T, B), dtype)
         self.count = (T - first) * B
         self.scale = np.full(1, 1 / self.count, dtype)
-        self.shorter: dict[tuple[int, int], Self] = {}
+        self.shorter: dict[tuple[int, int, int], Self] = {}
 
     def load(
         self, ids: np.ndarray, targets: np.ndarray | None = None, weight: float = 1.0,
@@ -142,13 +144,16 @@ class Inputs(ABC):
                 array[:] = other[s]
 
     def of_length(self, T: int, new: int | None = None) -> Self:
-        """This pass, or a shorter one on the same arrays; its ``new`` last steps have losses."""
-        first = 0 if new is None else T - new
-        if (len(self.ids), self.first) == (T, first):
+        """This pass, or a shorter one on the same arrays; its ``new`` last steps have losses.
+
+        It is for as many threads as the team has now.
+        """
+        key = T, 0 if new is None else T - new, self.model.team.size
+        if (len(self.ids), self.first, self.threads) == key:
             return self
-        if (T, first) not in self.shorter:
-            self.shorter[T, first] = self._shortened(T, first)
-        return self.shorter[T, first]
+        if key not in self.shorter:
+            self.shorter[key] = self._shortened(*key[:2])
+        return self.shorter[key]
 
     @abstractmethod
     def states_at(self, slot: int) -> list[Arrays]:
@@ -168,7 +173,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def _shortened(self, T: int, first: int) -> Self:
-        """A shorter pass on the same arrays."""
+        """A shorter pass, or one for another number of threads, on the same arrays."""
 
 
 class Pass(Inputs):
@@ -191,7 +196,7 @@ class Pass(Inputs):
         self.team, self.kind, self.code = model.team, kind, tile_for(model.operands)
         self.training = kind in ("train", "gradient", "segment")
         self.chained = kind == "segment"
-        self.parts = self.team.size if rounds * T * B * model.params.count >= SMALL else 1
+        self.parts = self.threads if rounds * T * B * model.params.count >= SMALL else 1
         self.like = like
         self.programs: dict[str, Program] = {}
         self.stack = model.stack(self.training)
@@ -294,8 +299,8 @@ class Pass(Inputs):
 
     def phases(self) -> list[Phase]:
         blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
-        pack, pack_back = self.stack.pack, self.stack.pack_back
-        return [pack, self.forward, *blocks, pack_back, *self.backward, self.weights]
+        pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
+        return [pack, self.forward, *blocks, back, *self.backward, self.weights]
 
     def states_at(self, slot: int) -> list[Arrays]:
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
@@ -321,7 +326,8 @@ class Pass(Inputs):
     def run_back(self) -> None:
         """Forward and backward, but for the weights' gradients."""
         blocks = (block.gradients for block in self.blocks)
-        self.run("back", self.forward, *blocks, self.stack.pack_back, *self.backward)
+        pack = self.stack.pack_back(self.threads)
+        self.run("back", self.forward, *blocks, pack, *self.backward)
         self.stack.version = -1
 
     def run_gradients(self) -> float:

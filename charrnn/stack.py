@@ -47,12 +47,11 @@ class Stack:
     ----------
     grads : where gradients go; None for a stack that is not trained
     operands : type that the factors of products are rounded to
-    threads : how many share the packing
     """
 
     def __init__(
         self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None,
-        operands: str, threads: int,
+        operands: str,
     ) -> None:  # fmt: skip
         self.config, self.cell = config, cell
         self.embedding = params.views.get("embedding")
@@ -72,16 +71,24 @@ class Stack:
             back = packed(Wy.shape[1], len(Wy), operands)
             head += Packing({"WyT": back}, [(pack_t, (back, Wy, 0, Wy.shape[1]))], [])
         self.head, self.k = head.arrays, [layer.arrays for layer in layers]
-        total = sum(layers, head)
-        parts = threads if params.count >= SMALL else 1
-        self.pack: Phase = [part_of(total.there, i, parts) for i in range(parts)]
-        """Packs the weights for the way there."""
-        self.pack_back: Phase = [part_of(total.back, i, parts) for i in range(parts)]
-        """Packs them for the way back, in the same memory."""
-        self.packing: Program | None = None
-        """What runs `pack`."""
+        self._packing = sum(layers, head)
+        self._small = params.count < SMALL
+        self.packing: dict[int, Program] = {}
+        """What runs `pack`, by the number of threads."""
         self.version = -1
         """Version of the weights that are packed for the way there; -1 if none are."""
+
+    def pack(self, threads: int) -> Phase:
+        """Packs the weights for the way there."""
+        return self._shared(self._packing.there, threads)
+
+    def pack_back(self, threads: int) -> Phase:
+        """Packs them for the way back, in the same memory."""
+        return self._shared(self._packing.back, threads)
+
+    def _shared(self, calls: list[Call], threads: int) -> Phase:
+        parts = 1 if self._small else threads
+        return [part_of(calls, i, parts) for i in range(parts)]
 
     def reads_ids(self, i: int) -> bool:
         """Whether layer ``i`` gathers rows of Wx by character."""

@@ -8,11 +8,13 @@ and the items of a phase never write to the same place: timing cannot show in th
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -21,6 +23,8 @@ import numpy as np
 from charrnn.kernels.jit import Code
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
+
+MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 Item = Sequence[Call]
 """Calls that are made one after the other."""
@@ -52,10 +56,45 @@ class Part(NamedTuple):
 
 
 def available() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use: those it is bound to, or its control groups' share."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return max(1, math.ceil(min([count, *_quotas(MEMBERSHIP, CGROUPS)])))
+
+
+def _quotas(membership: Path, root: Path) -> Iterator[float]:
+    """Processors that the control groups of this process allow, where they set a limit (Linux).
+
+    ``membership`` has the groups, a line each: number, controllers, path; ``root`` their files. In
+    a container, which sees its own group as the root, the path may lead nowhere: then the root is
+    asked alone.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / controllers
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # a group has no more than those above it
+            if folder == top.parent:
+                break
+            with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                yield _quota(folder, version=1 if controllers else 2)
+
+
+def _quota(folder: Path, version: int) -> float:
+    """Microseconds of processor time in each period, over the period; infinite if unlimited."""
+    if version == 2:
+        quota, period = (folder / "cpu.max").read_text().split()
+    else:
+        quota, period = ((folder / f"cpu.cfs_{n}_us").read_text() for n in ("quota", "period"))
+    return math.inf if quota == "max" or int(quota) < 0 else int(quota) / int(period)
 
 
 def memory() -> float:
@@ -67,13 +106,25 @@ def memory() -> float:
 
 
 class Team:
-    """``size`` threads, the caller's included. The others start with the first shared work."""
+    """``size`` threads, the caller's included. The others start with the first shared work.
+
+    Programs are for as many threads as the team has when they are made. Who keeps some while the
+    team is resized keeps some for every size.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.most = size
         self.arrivals = np.zeros(8, np.int64)  # each counter has a cache line of its own
-        self.seats = seats(size)
+        self._seats: dict[int, np.ndarray] = {}
         self._helpers: list[_Helper] = []
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Let ``size`` threads work from now on, at most as many as at first."""
+        if not 1 <= size <= self.most:
+            raise ValueError(f"{size} of {self.most} threads")
+        self.size = size
+        self.seats = self._seats.setdefault(size, seats(size))
 
     def parts(self, B: int, count: int, units: bool, code: Code) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.
@@ -91,11 +142,11 @@ class Team:
         """Make phases ready to run one after the other; compiles what is not compiled yet."""
         return Program(self, phases)
 
-    def helpers(self) -> list[_Helper]:
-        """The other threads."""
-        while len(self._helpers) < self.size - 1:
+    def helpers(self, count: int) -> list[_Helper]:
+        """Of the other threads so many."""
+        while len(self._helpers) < count:
             self._helpers.append(_Helper())
-        return self._helpers
+        return self._helpers[:count]
 
     def close(self) -> None:
         """Let the helpers end."""
@@ -108,7 +159,7 @@ class Program:
     """Phases of calls, as one table for each thread that takes part."""
 
     def __init__(self, team: Team, phases: Sequence[Phase]) -> None:
-        self.team = team
+        self.team, self.seats = team, team.seats
         self.parties = min(team.size, max([1, *map(len, phases)])) if COMPILED else 1
         calls: list[list[Call]] = [[] for _ in range(self.parties)]
         for phase in phases:
@@ -124,15 +175,15 @@ class Program:
         if self.parties == 1:
             self.tables[0].walk(rounds)
             return
-        team = self.team
-        team.seats[:, MET] = team.arrivals[0]
+        team, others = self.team, self.tables[1:]
+        self.seats[:, MET] = team.arrivals[0]
         try:
-            for helper, table in zip(team.helpers(), self.tables[1:], strict=False):
+            for helper, table in zip(team.helpers(len(others)), others, strict=True):
                 helper.give(table.address, len(table.calls), rounds)
             self.tables[0].walk(rounds)
         except BaseException:  # Ctrl-C on the way in: nobody may wait for this thread
             team.arrivals[0] += 1 << 40
-            for helper in team.helpers():
+            for helper in team.helpers(len(others)):
                 helper.finish()
             raise
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from charrnn import threads
 from charrnn.kernels import program
 from charrnn.kernels.jit import kernel
 from charrnn.threads import Phase, Team, available, share
@@ -141,8 +143,73 @@ def test_threads_start_late_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     team.close()
 
 
+def test_a_team_changes_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    team, x = Team(7), np.zeros((5, 7), np.int64)
+    programs = {}
+    for size in (7, 1, 3, 7, 2, 3):
+        team.resize(size)
+        assert team.size == len(team.seats) == size
+        programs.setdefault(size, team.program(*chain(x)))
+        for work in programs.values():  # those of other sizes, too
+            x[1:] = 0
+            work.run()
+            assert (x == want(x)).all()
+    for size in (0, 8):
+        with pytest.raises(ValueError):
+            team.resize(size)
+    team.close()
+
+
+def test_only_threads_that_are_needed_are_started() -> None:
+    team = Team(64)
+    team.resize(2)
+    team.program(*chain(np.zeros((2, 9), np.int64))).run()
+    assert len(team.helpers(0)) == 0 and len(team._helpers) == 1
+    team.close()
+
+
 def test_at_least_one_processor_is_available() -> None:
     assert available() >= 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "files", "processors"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 6),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+        ("0::/not/here", {"cpu.max": "400000 100000"}, 4),
+        ("0::/", {"cpu.max": "nonsense"}, 6),
+        ("0::/", {"cpu.max": "9 0"}, 6),
+        ("0::/", {}, 6),
+        (
+            "3:cpuset:/a\n2:cpu,cpuacct:/a\n1:name=systemd:/\n0::/",
+            {
+                "cpu,cpuacct/a/cpu.cfs_quota_us": "250000",
+                "cpu,cpuacct/a/cpu.cfs_period_us": "50000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            5,
+        ),
+    ],
+)
+def test_processors_of_a_container(
+    lines: str, files: dict[str, str], processors: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    membership, root = tmp_path / "cgroup", tmp_path / "groups"
+    membership.write_text(lines + "\n")
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    monkeypatch.setattr(threads, "MEMBERSHIP", membership)
+    monkeypatch.setattr(threads, "CGROUPS", root)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert available() == processors
+    monkeypatch.setattr(threads, "MEMBERSHIP", tmp_path / "not here")
+    assert available() == 6
 
 
 @pytest.mark.parametrize("total", (0, 1, 5, 16, 17, 100))
