@@ -38,6 +38,7 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    word: str | None = None,
     min: float | None = None,
     max: float | None = None,
     above: float | None = None,
@@ -47,12 +48,13 @@ def option(
 ) -> Any:
     """One option. ``min`` and ``max`` are allowed values, ``above`` and ``below`` are not.
 
-    ``aliases`` are other names of the flag (without dashes); ``resumable`` options may change
-    when a run is resumed.
+    ``word`` is allowed beside numbers; ``aliases`` are other names of the flag (without dashes);
+    ``resumable`` options may change when a run is resumed.
     """
     meta = dict(
         help=help,
         choices=choices,
+        word=word,
         min=min,
         max=max,
         above=above,
@@ -97,8 +99,8 @@ def _number(x: float) -> str:
 def _checked(f: dataclasses.Field[Any], hint: Any, value: Any) -> Any:
     """``value`` in the field's type, or InputError."""
     kinds = typing.get_args(hint) or (hint,)
-    if value is None and type(None) in kinds:
-        return None
+    if (value is None and type(None) in kinds) or (str in kinds and value == f.metadata["word"]):
+        return value
     kind = kinds[0]
     wrong = InputError(f"{flag(f.name)} is {value!r}: it must be {_kind(kind, f.metadata)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -128,7 +130,8 @@ def _kind(kind: type, meta: Mapping[str, Any]) -> str:
     if meta["choices"]:
         return allowed(meta)
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return f"{names[kind]} {allowed(meta)}".rstrip()
+    word = f"{meta['word']} or " if meta["word"] else ""
+    return f"{word}{names[kind]} {allowed(meta)}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -365,7 +368,14 @@ class TrainConfig(Section):
         0, "Stop after so many validations without a better one; 0 = off.", min=0, resumable=True
     )
     seed: int = option(1, "Seed of weights, dropout and samples.", min=0, max=2**32 - 1)
-    threads: int = option(0, "Threads; 0 = one per core.", min=0, max=1024, resumable=True)
+    threads: int | str = option(
+        "auto",
+        "Threads; auto = the fastest number, by the time of the first steps; 0 = one per core.",
+        word="auto",
+        min=0,
+        max=1024,
+        resumable=True,
+    )
 
     DEFAULT_EPOCHS: typing.ClassVar[int] = 10
 

@@ -36,9 +36,9 @@ class SectionedCommand(click.Command):
 class Number(click.ParamType):
     """Text to a number. What is none stays text: config.py refuses it, as every bad value."""
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
+    def __init__(self, kind: type[int] | type[float], word: str | None) -> None:
         self.kind = kind
-        self.name = {int: "integer", float: "number"}[kind]
+        self.name = {int: "integer", float: "number"}[kind] + (f"|{word}" if word else "")
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
@@ -88,7 +88,7 @@ def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Any], Any]:
     if kind is bool:
         names[0] += "/--no-" + names[0].removeprefix("--")
     elif kind in (int, float):
-        attributes["type"] = Number(kind)
+        attributes["type"] = Number(kind, field.metadata["word"])
     elif field.metadata["choices"]:
         attributes["type"] = click.Choice(field.metadata["choices"])
     # No default here: what was not given is left to the config.

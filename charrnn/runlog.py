@@ -12,7 +12,7 @@ start       schema, total_steps, steps_per_epoch, parameters, train_chars, val_c
             batch_size, seq_length
 train       epoch (fraction), chars (trained so far), nats_per_char (mean since the last such
             line), grad_norm (before clipping), clipped (share of steps), learning_rate,
-            time: seconds, chars_per_second
+            time: seconds, chars_per_second, threads
 gradients   epoch; gradient_norms (before clipping), update_norms, weight_norms: tensor -> Euclidean
             norm; since the last such line: clipped (share of steps clipped by norm), clip_scale
             (mean factor of that); clipped_elements (share beyond --grad-clip-value); reach, see

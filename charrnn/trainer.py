@@ -43,6 +43,7 @@ from charrnn.schedules import learning_rate
 from charrnn.sliding import Sliding
 from charrnn.threads import available
 from charrnn.truncation import Piece, Plan
+from charrnn.tuner import Tuner
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
@@ -117,13 +118,17 @@ class Run:
         self.folder, self.config, self.text = folder, config, text
         self.progress = Progress()
         self.metrics_length = metrics_length
-        threads = config.train.threads or available()
-        self.model = Model(config.model, text.vocabulary.size, threads)
+        threads = config.train.threads
+        most = threads if isinstance(threads, int) and threads else available()
+        self.model = Model(config.model, text.vocabulary.size, most)
         self.plan = text.plan
         self.window = self._new_window(self.plan.longest)
         self.optimizer = Optimizer(
             config.train, self.model.params, self.model.grads, self.model.team
         )
+        self.tuner = Tuner(self.model.team)
+        if threads == "auto":
+            self.tuner.begin()
         self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
         self._before, self._slot = self.window, 0  # where the state is that is carried on
@@ -168,6 +173,7 @@ class Run:
         looked_at = _due(self.config.train.log_gradients, p.step + 1)
         piece, window = self._next_window()
         reach = self._reach(piece, window) if looked_at else None
+        began = time.perf_counter()
         loss, clipping = self._gradients(piece, window)
         for what, number in (("loss", loss), ("gradient", clipping.norm)):
             if not math.isfinite(number):
@@ -178,9 +184,12 @@ class Run:
         before = self.model.params.flat.copy() if looked_at else None
         self.optimizer.step(rate, p.step + 1, clipping)
         self.model.changed()
+        taken = time.perf_counter() - began
         p.step += 1
         event = self._step_event(loss, clipping, rate)
         yield event
+        if not looked_at:
+            yield from self._tune(taken, piece)
         if before is not None:
             yield self._logged(self._gradient_event(before, reach))
         return (yield from self._after_step(event))
@@ -249,6 +258,13 @@ class Run:
         window.set_dropout_key(self.config.train.seed, self.progress.step)
         loss = window.run_gradients()
         return loss, self.optimizer.clip()
+
+    def _tune(self, seconds: float, piece: Piece) -> Iterator[Event]:
+        """Choose the threads of the next step by the time of this one, unless it is a short one."""
+        share = len(piece.targets) / self.plan.seq_length
+        text = self.tuner.took(seconds / share) if share > 0.5 else None
+        if text is not None:
+            yield {"event": "note", "step": self.progress.step, "text": text}
 
     def _validate(self) -> Event:
         """Loss of the validation text."""
@@ -383,7 +399,11 @@ class Run:
             "grad_norm": clipping.norm,
             "clipped": float(clipped),
             "learning_rate": rate,
-            "time": {"seconds": self._seconds(), "chars_per_second": self._rate},
+            "time": {
+                "seconds": self._seconds(),
+                "chars_per_second": self._rate,
+                "threads": self.model.team.size,
+            },
         }
 
     def _train_event(self, step: Event) -> Event:
@@ -461,16 +481,20 @@ class Run:
 
     def _compile_note(self) -> list[str]:
         """Word of the compilation that is to come, if there is any."""
-        optimizer = self.optimizer
-        phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
-        calls = [call for phase in phases for item in phase for call in item]
-        count = jit.uncompiled(part for call in calls for part in code(call))
+        count = self.uncompiled()
         if not count:
             return []
         how_often = "once per installation"
         if jit.CACHE_PROBLEM:
             how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
         return [f"compiling {count} kernels, {how_often}: some 20 seconds"]
+
+    def uncompiled(self) -> int:
+        """Kernels that the first step will have to compile."""
+        optimizer = self.optimizer
+        phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
+        calls = [call for phase in phases for item in phase for call in item]
+        return jit.uncompiled(part for call in calls for part in code(call))
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn import api, checkpoint, evaluate, runlog, runs
+from charrnn import api, checkpoint, evaluate, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
 from charrnn.errors import InputError
 from charrnn.schedules import learning_rate
@@ -183,6 +183,64 @@ def test_any_number_of_threads_on_either_side_of_a_resume(whole: Path, tmp_path:
     assert tensors(folder) == tensors(whole)
     assert tensors(folder, "best") == tensors(whole, "best")
     assert metrics(folder) == metrics(whole)
+
+
+def test_the_search_for_the_fastest_threads_changes_no_bits(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "available", lambda: 7)
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    run = begin(folder, files=[text], **EVERY | dict(threads="auto"))
+    events = go(run, 25)
+    run = resume(folder)
+    assert run.config.train.threads == "auto" and run.tuner.searching
+    events += go(run)
+    sizes = {event["time"]["threads"] for event in events if event["event"] == "step"}
+    assert 7 in sizes and len(sizes) > 2
+    assert tensors(folder) == tensors(whole)
+    assert tensors(folder, "best") == tensors(whole, "best")
+    assert metrics(folder) == metrics(whole)
+
+
+@pytest.mark.parametrize("bptt", ["full", "sliding", "randomized", "recompute"])
+def test_teams_of_any_size_take_turns(bptt: str, tmp_path: Path) -> None:
+    """Also where windows differ in length, and where a pass has passes within."""
+    options = dict(recompute="always") if bptt == "recompute" else dict(bptt=bptt)
+    options |= dict(dropout=0.3, num_layers=2, max_steps=12, seq_length=20, log_every=1)
+    end(go(begin(tmp_path / "one", **options)))
+    run = begin(tmp_path / "many", **options | dict(threads=7))
+    sizes = itertools.cycle((7, 2, 1, 3))
+    for event in run.events():
+        if event["event"] == "step":
+            assert run._before.threads == run.model.team.size
+            run.model.team.resize(next(sizes))
+    assert tensors(tmp_path / "many") == tensors(tmp_path / "one")
+    assert metrics(tmp_path / "many") == metrics(tmp_path / "one")
+
+
+def test_a_number_of_threads_is_kept(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", threads=2, max_steps=3)
+    threads = [e["time"]["threads"] for e in go(run) if e["event"] == "step"]
+    assert threads == [2, 2, 2] and not run.tuner.searching
+    resumed = resume(tmp_path / "run", threads="auto", max_steps=5)
+    assert resumed.tuner.searching == (resumed.model.team.most > 1)
+
+
+def test_a_choice_of_fewer_threads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "available", lambda: 2)
+    clock = [0.0]
+
+    def now() -> float:
+        """A clock by which two threads take twice as long."""
+        clock[0] += 1e-3 * run.model.team.size
+        return clock[0]
+
+    run = begin(tmp_path / "run", threads="auto")
+    monkeypatch.setattr(trainer.time, "perf_counter", now)
+    events = go(run)
+    notes = [e["text"] for e in events if e["event"] == "note" and "threads" in e["text"]]
+    assert notes == ["trains with 1 of 2 threads (ms a step: 2 with 2, 1 with 1)"]
+    assert events[-2]["event"] != "note" and run.model.team.size == 1
 
 
 def test_killed_at_any_instant(whole: Path, tmp_path: Path) -> None:
