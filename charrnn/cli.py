@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from charrnn import __version__
+from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
 from charrnn.commands.info import info
@@ -113,5 +114,5 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients):
+for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients, bench):
     cli.add_command(command)
