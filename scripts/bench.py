@@ -25,8 +25,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from memory import measured
-from rows import ROWS, Row, machine, markdown, versions
-from sides import PAUSE, Child
+from rows import ROWS, Row, environment, machine, markdown, versions
+
+from charrnn.child import Child
+from charrnn.peer import PAUSE
 
 COMPILE_TURNS = 2
 """Turns of `torch.compile`, whose steps take up to some seconds each."""
@@ -47,23 +49,31 @@ class Bench:
 
     def row(self, row: Row) -> dict[str, Any]:
         """Check and time one row."""
+        from peers import Peer
+        from sides import Check, Ours
+
         threads, precision, seconds = self.args.threads, self.args.precision, self.args.seconds
         result: dict[str, Any] = {"row": row.title}
+        task = row.task(threads, precision)
         if self.torch:
-            check = Child("check", row, threads, precision)
-            result |= check.ask("check")
+            check = Child(Check, task)
+            result["gradient_difference"] = check.ask("check")
             check.close()
-        children = [Child("ours", row, threads, precision)]
-        children[0].ask(f"time {seconds / 2}")  # warm up
+        ours = Child(Ours, task)
+        children = [ours]
+        ours.ask("train", seconds / 2)  # warm up
         if self.torch:
-            chosen, peer = self._best_peer(row)
+            peer = Child(Peer, task)
             children.append(peer)
-            result["torch_threads"] = chosen
-        turns = [[c.ask(f"time {seconds}") for c in children] for _ in range(self.args.rounds)]
+            result["torch_threads"] = self._best_threads(peer)
+        rates, limit = [], 0.0
+        for _ in range(self.args.rounds):
+            rates.append([rested(child, "train", seconds) for child in children])
+            limit = max(limit, rested(ours, "limit"))
+        if self.torch:
+            result["torch_memory_mb"] = peer.ask("memory") / 1e6
         for child in children:
             child.close()
-        rates = [[side["chars_per_second"] for side in turn] for turn in turns]
-        limit = max(turn[0]["limit"] for turn in turns)
         result["ours"] = summary([r[0] for r in rates])
         result["limit_gflops"] = limit / 1e9
         result["share"] = result["ours"]["median"] * row.flop / limit
@@ -71,55 +81,62 @@ class Bench:
         if self.torch:
             result["torch"] = summary([r[1] for r in rates])
             result["ratio"] = statistics.median(r[0] / r[1] for r in rates)
-            result["torch_memory_mb"] = turns[-1][1]["memory"] / 1e6
         if self.compiled:
             result["torch_compile"] = self._compiled(row, result["torch_threads"])
         return result
 
-    def _best_peer(self, row: Row) -> tuple[int, Child]:
-        """PyTorch with the better of one and all threads, warm."""
-        args = self.args
-        peers = {n: Child("torch", row, n, args.precision) for n in sorted({1, args.threads})}
-        speeds = {}
-        for threads, child in peers.items():
-            child.ask(f"time {args.seconds / 2}")
-            speeds[threads] = child.ask(f"time {args.seconds}")["chars_per_second"]
+    def _best_threads(self, peer: Child) -> int:
+        """The better of one and all threads for PyTorch, which is left warm and with these."""
+        args, speeds = self.args, {}
+        for threads in sorted({1, args.threads}):
+            peer.ask("use", threads)
+            rested(peer, "train", args.seconds / 2)
+            speeds[threads] = peer.ask("train", args.seconds)
         best = max(speeds, key=speeds.__getitem__)
-        for threads, child in peers.items():
-            if threads != best:
-                child.close()
-        return best, peers[best]
+        peer.ask("use", best)
+        return best
 
     def _compiled(self, row: Row, threads: int) -> dict[str, float]:
+        from peers import Compiled
+
         cache = self.compiler_cache.name  # else each row would compile the same headers
-        child = Child("compile", row, threads, self.args.precision, TORCHINDUCTOR_CACHE_DIR=cache)
-        warm = child.ask("time 0")
-        turns = [child.ask(f"time {self.args.seconds}") for _ in range(COMPILE_TURNS)]
+        with environment(TORCHINDUCTOR_CACHE_DIR=cache):
+            child = Child(Compiled, row.task(threads, self.args.precision))
+        child.ask("use", threads)
+        seconds = child.ask("compile")
+        turns = [rested(child, "train", self.args.seconds) for _ in range(COMPILE_TURNS)]
         child.close()
-        found = summary([turn["chars_per_second"] for turn in turns])
-        return found | {"compile_seconds": warm["compile_seconds"]}
+        return summary(turns) | {"compile_seconds": seconds}
 
     def cold_start(self, row: Row) -> float:
         """Seconds of a process until its first step has ended, with no kernel cache."""
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as cache:
-            child = Child(
-                "ours", row, self.args.threads, self.args.precision, CHARRNN_CACHE_DIR=cache
-            )
+        from sides import Ours
+
+        with tempfile.TemporaryDirectory() as cache, environment(CHARRNN_CACHE_DIR=cache):
+            began = time.perf_counter()
+            child = Child(Ours, row.task(self.args.threads, self.args.precision))
             child.ask("step")
-            seconds = time.perf_counter() - began - PAUSE
+            seconds = time.perf_counter() - began
             child.close()
         return seconds
 
 
+def rested(child: Child, method: str, *arguments: float) -> Any:
+    """Ask when the threads of whoever was asked before have come to rest."""
+    time.sleep(PAUSE)
+    return child.ask(method, *arguments)
+
+
 def phase_table(args: argparse.Namespace) -> str:
     """Where a step's time goes, row by row."""
+    from sides import Ours
+
     lines: list[list[str]] = []
     for row in args.rows:
-        child = Child("ours", row, args.threads, args.precision)
-        found = child.ask(f"phases {PHASE_STEPS}")
+        child = Child(Ours, row.task(args.threads, args.precision))
+        found, limit = child.ask("phases", PHASE_STEPS), child.ask("limit")
         child.close()
-        ideal = 1e3 * row.B * row.T * row.flop / found.pop("limit")
+        ideal = 1e3 * row.B * row.T * row.flop / limit
         head = ["ms of a step", *found, "at the limit"]
         lines.append([row.title, *(f"{ms:.2f}" for ms in found.values()), f"{ideal:.2f}"])
     note = f"{machine()}; {args.threads} threads; {args.precision}; {versions()}."

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import platform
+import contextlib
+import os
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from charrnn.peer import Task
 
 ROOT = Path(__file__).resolve().parent.parent
 RATE, CLIP = 1e-3, 5.0
+
+sys.path.insert(0, str(ROOT))
 
 
 class Row(NamedTuple):
@@ -29,18 +37,28 @@ class Row(NamedTuple):
 
     @property
     def gates(self) -> int:
-        return {"lstm": 4, "gru": 3}.get(self.model, 1)
+        from charrnn import cells
+
+        return cells.get(self.model).gates
 
     @property
     def forward_flop(self) -> float:
-        """Useful operations for each character, forward alone: a multiply-add a weight."""
-        G = self.gates
-        return 2 * (G * self.H * self.H * (2 * self.L - 1) + self.H * self.V + G * self.H * self.E)
+        """Useful operations for each character, forward alone."""
+        from charrnn.bench import flop
+
+        return flop(self.task(1).config.model, self.V)
 
     @property
     def flop(self) -> float:
         """Useful operations of a training step for each character: three such products."""
         return 3 * self.forward_flop
+
+    def task(self, threads: int, precision: str = "float32") -> Task:
+        """This row as a task of the benchmark."""
+        from charrnn.config import Config
+        from charrnn.peer import Task
+
+        return Task(Config.from_options(self.options(threads, precision)), self.V)
 
     def options(self, threads: int, precision: str = "float32") -> dict[str, Any]:
         """Options of a training run with PyTorch's Adam and a constant rate."""
@@ -67,6 +85,18 @@ ROWS = [
 ]
 
 
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables that child processes which start meanwhile are given."""
+    before = dict(os.environ)
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
 def markdown(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table."""
     table = [head, ["---"] * len(head), *lines]
@@ -75,24 +105,16 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 def machine() -> str:
     """Name of the processor."""
-    cpu = Path("/proc/cpuinfo")
-    if cpu.exists():
-        for line in cpu.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    from charrnn.bench import machine
+
+    return machine()
 
 
 def versions() -> str:
     """Versions of all that takes part, and the commit; "+" if files have changed since."""
-    from importlib.metadata import PackageNotFoundError, version
+    from charrnn.bench import versions
 
-    found = [f"Python {platform.python_version()}"]
-    for name in ("numba", "numpy", "torch"):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    found = [f"{name} {version}" for name, version in versions().items() if name != "charrnn"]
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"],
         capture_output=True, text=True,

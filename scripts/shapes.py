@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from memory import peak_of, train_command
-from rows import ROOT, Row, machine, markdown, versions
-from sides import Child
+from rows import ROOT, Row, environment, machine, markdown, versions
+
+from charrnn.child import Child
 
 Line = list[str]
 ROUNDS = 3
@@ -31,20 +32,21 @@ def verdict(value: float, bar: float, below: bool = False) -> str:
 
 
 def turns(
-    sides: list[tuple[Row, int]], seconds: float, command: str = "time"
+    sides: list[tuple[Row, int]], seconds: float, work: str = "train"
 ) -> tuple[list[float], float]:
     """Median characters per second of each (row, threads), and the limit of the first's threads."""
-    children = [Child("ours", row, threads) for row, threads in sides]
+    from sides import Ours
+
+    children = [Child(Ours, row.task(threads)) for row, threads in sides]
     for child in children:
-        child.ask(f"{command} {seconds / 2}")  # warm up
-    found = [[c.ask(f"{command} {seconds}") for c in children] for _ in range(ROUNDS)]
+        child.ask(work, seconds / 2)  # warm up
+    found, limits = [], []
+    for _ in range(ROUNDS):
+        found.append([child.ask(work, seconds) for child in children])
+        limits.append(children[0].ask("limit"))
     for child in children:
         child.close()
-    rates = [
-        statistics.median(a["chars_per_second"] for a in answers)
-        for answers in zip(*found, strict=True)
-    ]
-    return rates, max(answers[0]["limit"] for answers in found)
+    return [statistics.median(rates) for rates in zip(*found, strict=True)], max(limits)
 
 
 # -- odd shapes and threads ---------------------------------------------------------------------
@@ -105,11 +107,12 @@ def sampling(threads: int, seconds: float) -> Iterator[Line]:
     what = f"64 samples at once, lstm 2x512: {rate:,.0f} chars/s, share of the limit"
     yield [what, f"{share:.0%}", "50 %", verdict(share, 0.5)]
     for row in (Row("lstm", 1, 256, 32, 64), Row("lstm", 2, 512, 64, 100)):
-        child = Child("ours", row, threads)
+        from sides import Ours
+
+        child = Child(Ours, row.task(threads))
         ratios = []
         for _ in range(ROUNDS + 1):  # the first is a warm-up
-            rates = [child.ask(f"{word} {seconds}") for word in ("evaluate", "time")]
-            ratios.append(rates[0]["chars_per_second"] / rates[1]["chars_per_second"])
+            ratios.append(child.ask("evaluate", seconds) / child.ask("train", seconds))
         child.close()
         ratio = statistics.median(ratios[1:])
         yield [f"evaluation against training, {row.title}", f"{ratio:.2f}", "2.5",
@@ -169,15 +172,8 @@ def start(threads: int, seconds: float) -> Iterator[Line]:
 
 def without_cache(measure: Callable[[], float]) -> float:
     """``measure()`` while the kernel cache is an empty folder."""
-    before = os.environ.get("CHARRNN_CACHE_DIR")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["CHARRNN_CACHE_DIR"] = cache
-        try:
-            return measure()
-        finally:
-            del os.environ["CHARRNN_CACHE_DIR"]
-            if before is not None:
-                os.environ["CHARRNN_CACHE_DIR"] = before
+    with tempfile.TemporaryDirectory() as cache, environment(CHARRNN_CACHE_DIR=cache):
+        return measure()
 
 
 def truncation(threads: int, seconds: float) -> Iterator[Line]:
