@@ -276,7 +276,7 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
         (
             "xyz",
             "there is no command 'xyz': use bench, eval, gradients, info, inspect, monitor, plot, "
-            "sample, train (see: charrnn --help)",
+            "runs, sample, train (see: charrnn --help)",
         ),
         (
             "train",
