@@ -144,8 +144,13 @@ class Campaign:
         return ["train", str(text), f"--out-dir={folder}", "--quiet", *flags]
 
     def live(
-        self, folder: Path, options: dict[str, Any], wait: Callable[[Any, Path], bool],
-        *own: object, plain: bool = False, **more: str,
+        self,
+        folder: Path,
+        options: dict[str, Any],
+        wait: Callable[[Any, Path], bool],
+        *own: object,
+        plain: bool = False,
+        **more: str,
     ) -> bool:
         """One life of a run. Returns whether it came to its end.
 
@@ -448,8 +453,10 @@ def main() -> None:
             begin = time.perf_counter()
             if args.campaign == "kill":
                 done = kill_campaign(work, args.kills, args.compile_kills, args.seed, progress())
-                print(f"{done.kills} kills of {done.lives} processes; {done.ended} runs to their "
-                      f"end, each the undisturbed one; {done.read} commands on what was left")
+                print(
+                    f"{done.kills} kills of {done.lives} processes; {done.ended} runs to their "
+                    f"end, each the undisturbed one; {done.read} commands on what was left"
+                )
                 for place, count in sorted(done.fell.items(), key=lambda item: -item[1]):
                     print(f"{count:6}  {place}")
             else:

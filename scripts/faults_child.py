@@ -60,7 +60,7 @@ class Calls:
     def open(self, path: Any, mode: str = "r", buffering: int = -1, **more: Any) -> Any:
         """`open`; the files of ours that are written report their calls."""
         if isinstance(path, int) or mode.strip("bt") == "r" or not self.below(path):
-            return io.open(path, mode, buffering, **more)
+            return open(path, mode, buffering, **more)
         raw = self.make("open", functools.partial(_Raw, self), path, mode.replace("b", ""))
         if not buffering:
             return raw
@@ -156,9 +156,9 @@ def fail_at(number: int, code: int, last: int | None = None) -> Act:
     """
 
     def act(name: str, n: int, at: str) -> None:
-        if n == number or (last is not None and number < n <= last and name in WRITING):
-            if at == ("half" if name == "write" else "before"):
-                raise OSError(code, os.strerror(code))
+        hit = n == number or (last is not None and number < n <= last and name in WRITING)
+        if hit and at == ("half" if name == "write" else "before"):
+            raise OSError(code, os.strerror(code))
 
     return act
 
