@@ -1,13 +1,15 @@
 """A campaign of faults against training runs: processes killed at any instant, calls that fail.
 
     python scripts/faults.py kill --kills 200      real processes, SIGKILL, resumed until the end
+    python scripts/faults.py calls                 stopped at every call of a run, and resumed
     python scripts/faults.py disk                  every call of a run fails once, with every error
 
 `kill` trains each of a few small runs to its end once, undisturbed, and then again and again with
 kills: at random instants, at a call to the operating system in the middle of a save, and, with an
 empty kernel cache, while kernels are compiled. After every kill the run has to be readable, and in
 the end it has to be the undisturbed one: the same bits in every checkpoint, the same metrics but
-for what is under `time`. `disk` runs in this process: see `fail_everywhere`.
+for what is under `time`. `calls` and `disk` run in this process: see
+`stop_everywhere` and `fail_everywhere`.
 
 The exit status is 1 if anything differs. What was counted is printed as a table. POSIX only.
 """
@@ -311,6 +313,48 @@ def kill_campaign(
     return campaign
 
 
+# -- every call -----------------------------------------------------------------------------------
+
+
+def stop_everywhere(
+    work: Path, every: int = 1, say: Callable[[str], None] = lambda text: None, **options: Any
+) -> tuple[int, int]:
+    """Leave a run at every ``every``-th of its calls, as a kill does, and go on from what is there.
+
+    At each call the folder is copied: before it, in the middle if it writes, and after it. Returns
+    the number of calls and of copies, all of which became the undisturbed run.
+    """
+    whole, text = work / "whole", work / "text.txt"
+    work.mkdir(parents=True, exist_ok=True)
+    text.write_text(BOOK[: 1000 if "max_steps" in options else 1500], encoding="utf-8")
+    copies: dict[str, Path] = {}
+
+    def copy(name: str, number: int, place: str) -> None:
+        # What is there before a call is what was there after the one before.
+        if number % every == 0 and place != "before":
+            where = f"{place} call {number} ({name})"
+            copies[where] = work / f"copy-{number}-{place}"
+            shutil.copytree(whole, copies[where])
+
+    with Calls(whole, copy).watched() as calls:
+        trained(whole, text, options)
+    for where, folder in copies.items():
+        try:
+            check_readable(folder)
+            with contextlib.suppress(_Ended):
+                trained(folder, text, options)
+            compare(folder, whole)
+        except (Different, CharRNNError) as error:
+            raise Different(f"{where}: {error}") from error
+        shutil.rmtree(folder)
+        say(f"stopped {where}")
+    return len(calls.names), len(copies)
+
+
+class _Ended(Exception):
+    """The run was stopped behind its last line."""
+
+
 # -- calls that fail ------------------------------------------------------------------------------
 
 DISK: dict[str, Any] = SMALL | dict(
@@ -332,7 +376,12 @@ class Failures:
 def trained(folder: Path, text: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
     """The events of a run, begun or resumed."""
     if (folder / "config.json").exists():
-        return list(runs.resume(str(folder)).events())
+        try:
+            return list(runs.resume(str(folder)).events())
+        except InputError as error:
+            if " has ended after " in str(error):
+                raise _Ended from error
+            raise
     config = Config.from_options(options)
     return list(runs.start([str(text)], config, str(folder)).events())
 
@@ -391,7 +440,8 @@ def _after_a_failure(
         _compare_failed(folder, whole)
         told = any("could not" in note for note in notes)
         return "went on and said so" if told else "nothing was lost"
-    trained(folder, text, options)
+    with contextlib.suppress(_Ended):
+        trained(folder, text, options)
     _compare_failed(folder, whole)
     return f"stopped with status {error.exit_code}, resumed"
 
@@ -442,7 +492,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("campaign", choices=("kill", "disk"))
+    parser.add_argument("campaign", choices=("kill", "calls", "disk"))
     parser.add_argument("--kills", type=int, default=200, help="at least so many")
     parser.add_argument("--compile-kills", type=int, default=12, help="of them while compiling")
     parser.add_argument("--seed", type=int, default=1)
@@ -459,9 +509,16 @@ def main() -> None:
                 )
                 for place, count in sorted(done.fell.items(), key=lambda item: -item[1]):
                     print(f"{count:6}  {place}")
+            elif args.campaign == "calls":
+                for name, options in CALLS_OF.items():
+                    folder = work / name.replace(" ", "-")
+                    calls, copies = stop_everywhere(folder, say=progress(), **options)
+                    print(f"{name}: {calls} calls, {copies} times stopped and resumed")
             else:
                 for name, more in DISK_WAYS.items():
-                    failed = fail_everywhere(work / name.replace(" ", "-"), say=progress(), **more)
+                    failed = fail_everywhere(
+                        work / name.replace(",", "").replace(" ", "-"), say=progress(), **more
+                    )
                     print(f"{name}: {failed.injected} failures at {failed.calls} calls")
                     for end, count in failed.ends.most_common():
                         print(f"{count:6}  {end}")
@@ -471,9 +528,24 @@ def main() -> None:
             sys.exit(1)
 
 
+ROLLBACK: dict[str, Any] = dict(
+    model="rnn", activation="identity", hidden_size=16, dropout=0.0, batch_size=4, seq_length=64,
+    learning_rate=1.0, grad_clip=0.0, epochs=4, threads=1, checkpoint_every=6, eval_every=7,
+    log_every=5, keep=2, on_divergence="rollback",
+)  # fmt: skip
+"""A run that goes back four times: to its start, to its start, to step 6, to its start."""
+
+CALLS_OF: dict[str, dict[str, Any]] = {"plain": DISK, "rollbacks": ROLLBACK}
+"""Runs of which every call is looked at."""
+
 DISK_WAYS: dict[str, dict[str, Any]] = {
     "stop": {},
+    "stop, the disk stays full": dict(lasting=10**6),
+    "continue": dict(on_save_error="continue"),
+    "continue, full for 40 calls": dict(on_save_error="continue", lasting=40),
+    "continue, full until the end": dict(on_save_error="continue", lasting=10**6),
 }
+"""Ways of failing: what `fail_everywhere` takes."""
 
 
 if __name__ == "__main__":
