@@ -44,6 +44,9 @@ RATE_MEMORY = 50
 SAMPLE_LENGTH = 200
 """Characters of a sample while training."""
 
+WAYS_BACK = 2
+"""Checkpoints step-<n> that are kept at the least for going back to."""
+
 MOST_WAITING = 1 << 26
 """Bytes of metrics lines that may wait in memory until they can be written."""
 
@@ -233,8 +236,12 @@ class Run:
             yield self._logged(self._train_event(step), log=train.log_every > 0)
         validates = len(self.text.val) > 0 and (_due(train.eval_every, p.step) or last)
         due, best, p.unvalidated = _due(train.checkpoint_every, p.step), False, False
-        looked_at = validates or due or last or self._interrupted
-        if looked_at and not self._finite():
+        looked_at, stopping = validates or due or last, self._interrupted
+        if (looked_at or stopping) and not self._finite():
+            if not looked_at and train.on_divergence == "rollback":
+                # Resumed from the last checkpoint, it goes back from where it would have, anyway.
+                yield self._end("interrupted", log=False)
+                return True
             return (yield from self._diverged("weights or the optimizer's moments", p.step))
         if validates:
             try:
@@ -257,7 +264,7 @@ class Run:
         if self._trouble is not None and not self._troubled:
             self._troubled = True
             yield self._note(f"{self._trouble}; going on, the next checkpoint tries again")
-        if self._interrupted and looked_at and not p.finished:
+        if stopping and not p.finished:
             return (yield from self._stop(saved=due))
         return False
 
@@ -362,6 +369,8 @@ class Run:
 
     def _checkpoint(self, due: bool) -> Iterator[Event]:
         keep, p = self.config.train.keep, self.progress
+        if self.config.train.on_divergence == "rollback":
+            keep = max(keep, WAYS_BACK)
         kept = True
         if keep and due:
             kept = self._save(f"step-{p.step}.safetensors")
@@ -486,14 +495,16 @@ class Run:
 
         One with the very state that diverged is no good. Nor is one from which the run, with half
         the rate, came no further than the last time: then it goes further back. What rollbacks
-        have cut off is not looked at.
+        have cut off is not looked at. Nor is the last checkpoint, which may be of an interruption:
+        that must not change what comes of the run.
         """
         p = self.progress
         before = p.step
         if p.rollbacks and step <= p.rollbacks[-1][0]:
             before = min(before, p.rollbacks[-1][1])
         found = []
-        for path in checkpoint.of_run(self.folder):
+        names = [path for path in checkpoint.of_run(self.folder) if path.stem != "last"]
+        for path in names:
             with contextlib.suppress(InputError):
                 (progress,) = checkpoint.read_metadata(path, "progress")
                 since = p.rollbacks[len(progress.get("rollbacks", [])) :]

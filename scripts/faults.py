@@ -122,6 +122,7 @@ class Campaign:
     work: Path
     random: random.Random
     say: Callable[[str], None]
+    commands_every: int = 10
     fell: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     lives: int = 0
     read: int = 0
@@ -261,7 +262,7 @@ class Campaign:
                 ended = self.live(folder, options, self.by_itself)
             if ended:
                 break
-            self.check(folder, commands=self.kills % 10 == 0)
+            self.check(folder, commands=self.kills % self.commands_every == 0)
             self.say(f"{self.kills} kills, {self.ended} runs ended")
         compare(folder, whole)
         self.ended += 1
@@ -296,12 +297,14 @@ def _sleep(seconds: float, process: Any) -> None:
 def kill_campaign(
     work: Path, kills: int, compile_kills: int, seed: int, say: Callable[[str], None],
     kinds: dict[str, dict[str, Any]] = KINDS, calls: int = 900, most: int = 12,
+    commands_every: int = 10,
 ) -> Campaign:  # fmt: skip
     """At least so many kills, ``compile_kills`` of them while compiling.
 
-    ``calls``: those at which a life may kill itself; ``most``: kills of one run.
+    ``calls``: those at which a life may kill itself; ``most``: kills of one run;
+    ``commands_every``: kills after which commands look at what is left.
     """
-    campaign = Campaign(work, random.Random(seed), say)
+    campaign = Campaign(work, random.Random(seed), say, commands_every)
     wholes = {name: campaign.whole(name, SMALL | EVERY | o) for name, o in kinds.items()}
     first = next(iter(kinds))
     if compile_kills:
@@ -533,7 +536,7 @@ ROLLBACK: dict[str, Any] = dict(
     learning_rate=1.0, grad_clip=0.0, epochs=4, threads=1, checkpoint_every=6, eval_every=7,
     log_every=5, keep=2, on_divergence="rollback",
 )  # fmt: skip
-"""A run that goes back four times: to its start, to its start, to step 6, to its start."""
+"""A run that goes back five times: three times to its start, then to its best and before that."""
 
 CALLS_OF: dict[str, dict[str, Any]] = {"plain": DISK, "rollbacks": ROLLBACK}
 """Runs of which every call is looked at."""
@@ -542,7 +545,7 @@ DISK_WAYS: dict[str, dict[str, Any]] = {
     "stop": {},
     "stop, the disk stays full": dict(lasting=10**6),
     "continue": dict(on_save_error="continue"),
-    "continue, full for 40 calls": dict(on_save_error="continue", lasting=40),
+    "continue, full for 4 calls": dict(on_save_error="continue", lasting=4),
     "continue, full until the end": dict(on_save_error="continue", lasting=10**6),
 }
 """Ways of failing: what `fail_everywhere` takes."""
