@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import shutil
@@ -23,9 +24,10 @@ import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
 from faults_child import Calls, fail_at  # noqa: E402
 
-from charrnn import api, checkpoint, runlog, runs  # noqa: E402
+from charrnn import api, checkpoint, monitor, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
+from charrnn.kernels import jit  # noqa: E402
 from charrnn.model import Model  # noqa: E402
 from charrnn.trainer import Event, Run  # noqa: E402
 
@@ -457,3 +459,232 @@ def test_damaged_checkpoints_are_passed_over(
                 path = folder / f"{name}.safetensors"
                 path.write_bytes(path.read_bytes()[:size] + b"x" * (size < 0))
     assert ways(folder) == [(14, 5)]
+
+
+# --- signals and surroundings --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [7, 14, 30])
+def test_a_validation_gives_way_and_is_made_when_the_run_is_resumed(
+    step: int, whole: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, losses, windows = tmp_path / "run", Model.losses, []
+    run = begin(folder, text)
+
+    def interrupted(model: Model, *arguments: Any) -> Any:
+        if run.progress.step == step:
+            windows.append(step)
+            if len(windows) == 2:
+                run.interrupt()
+        return losses(model, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "losses", interrupted)
+        assert list(run.events())[-1]["reason"] == "interrupted"
+    assert len(windows) == 2  # of five
+    kept = checkpoint.load(folder / "last.safetensors").metadata["progress"]
+    assert (kept["step"], kept["unvalidated"], kept["finished"]) == (step, True, None)
+    assert ("validation", step) == [(e["event"], e["step"]) for e in resumed(folder)][1]
+    assert outcome(folder) == outcome(whole)
+
+
+def test_the_test_part_gives_way_too(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = dict(test_frac=0.3, eval_every=0, val_frac=0.0)
+    list(begin(tmp_path / "whole", text, **options).events())
+    run, losses = begin(tmp_path / "run", text, **options), Model.losses
+
+    def interrupted(*arguments: Any) -> Any:
+        run.interrupt()
+        return losses(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "losses", interrupted)
+        assert list(run.events())[-1]["reason"] == "interrupted"
+    assert [e["event"] for e in resumed(tmp_path / "run")] == ["start", "end"]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_compilation_gives_way(
+    whole: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path / "run", text)
+    with monkeypatch.context() as patch:
+        patch.setattr(jit, "uncompiled", lambda code: 3)
+        events = run.events()
+        assert next(events)["text"].startswith("compiling 3 kernels")
+        run.interrupt()
+        assert [e["event"] for e in events] == ["start", "checkpoint", "end"]
+    resumed(tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_resumed_run_knows_its_validation_loss_from_the_start(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path / "run", text)
+    for event in run.events():
+        if event["event"] == "validation":
+            known = event["val_nats_per_char"]
+        if event["event"] == "step" and event["step"] == 9:
+            run.interrupt()
+    start, step = resumed(tmp_path / "run")[:2]
+    assert start["val_nats_per_char"] == known
+    stream = io.StringIO()
+    monitor.show([start, step], stream=stream)
+    assert f"val {known:.3f} nats" in stream.getvalue()
+
+
+LONG = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+LONG += [
+    "--hidden-size=16",
+    "--max-steps=100000",
+    "--checkpoint-every=20",
+    "--log-every=1",
+    "--lr-schedule=constant",
+    "--warmup-steps=0",
+    "--quiet",
+]
+
+
+def started(folder: Path, text: Path, *words: str, **more: Any) -> subprocess.Popen[bytes]:
+    """A process that trains, after its first checkpoints."""
+    command = [sys.executable, "-m", "charrnn", "train", str(text), f"--out-dir={folder}", *LONG]
+    process = subprocess.Popen(
+        [*more.pop("before", []), *command, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL, **more,
+    )  # fmt: skip
+    begin, log = time.monotonic(), folder / "metrics.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") > 50):
+        assert process.poll() is None and time.monotonic() - begin < 100
+        time.sleep(0.01)
+    return process
+
+
+def check_same(folder: Path, text: Path) -> None:
+    """Two steps more, and it is the run that nobody disturbed."""
+    step = checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"]
+    assert step > 0
+    resumed(folder, max_steps=step + 2)
+    options = {w[2:].partition("=")[0].replace("-", "_"): w.partition("=")[2] for w in LONG[:-1]}
+    given = {k: int(v) if v.isdigit() else v for k, v in options.items()}
+    config = Config.from_options(given | dict(max_steps=step + 2))
+    list(runs.start([str(text)], config, str(folder.parent / "undisturbed")).events())
+    one, two = (
+        checkpoint.load(f / "last.safetensors").tensors
+        for f in (folder, folder.parent / "undisturbed")
+    )
+    assert {k: a.tobytes() for k, a in one.items()} == {k: a.tobytes() for k, a in two.items()}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_each_signal_saves(name: str, text: Path, tmp_path: Path) -> None:
+    number = getattr(signal, name)
+    process = started(tmp_path / "run", text, stderr=subprocess.PIPE)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in said and b"go on with: charrnn train --resume" in said
+    check_same(tmp_path / "run", text)
+
+
+def test_nohup_is_obeyed(text: Path, tmp_path: Path) -> None:
+    process = started(
+        tmp_path / "run", text, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )  # fmt: skip
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_terminal_that_goes_away_leaves_a_saved_run(text: Path, tmp_path: Path) -> None:
+    master, slave = os.openpty()
+    process = started(
+        tmp_path / "run", text, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    os.close(master)  # every write to it fails now
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    check_same(tmp_path / "run", text)
+
+
+def test_suspended_and_continued(text: Path, tmp_path: Path) -> None:
+    process = started(tmp_path / "run", text, stderr=subprocess.PIPE)
+    for _ in range(3):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    check_same(tmp_path / "run", text)
+
+
+@pytest.mark.parametrize("surroundings", ["bare", "clock"])
+def test_without_home_terminal_or_locale_and_with_a_clock_that_jumps(
+    surroundings: str, whole: Path, text: Path, tmp_path: Path
+) -> None:
+    words = ["train", str(text), "--out-dir=run", *FLAGS]
+    command = [sys.executable, "-m", "charrnn"]
+    environment = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PATH": ""}
+    environment["CHARRNN_CACHE_DIR"] = str(jit.cache_root())
+    if surroundings == "clock":
+        command = [sys.executable, str(ROOT / "scripts" / "faults_child.py")]
+        command += ["--folder=run", "--clock", "--"]
+    done = subprocess.run(
+        [*command, *words], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, start_new_session=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"finished at step 30" in done.stderr
+    assert outcome(tmp_path / "run") == outcome(whole)
+    seconds = [e["time"]["seconds"] for e in runlog.read(tmp_path / "run" / "metrics.jsonl")
+               if "time" in e]  # fmt: skip
+    assert seconds == sorted(seconds) and seconds[0] >= 0 and seconds[-1] < 100
+
+
+def test_durations_are_of_a_clock_that_does_not_jump() -> None:
+    """Only the ages of files, which are times of day themselves, are compared with the time."""
+    users = {
+        path.name
+        for path in (ROOT / "charrnn").rglob("*.py")
+        if "time.time()" in path.read_text(encoding="utf-8")
+    }
+    assert users <= {"jit.py", "runs.py", "live.py"}
+
+
+@pytest.mark.parametrize("command", ["sample", "info", "runs"])
+def test_a_pipe_that_is_closed_is_no_error(command: str, whole: Path) -> None:
+    words = {"sample": ["--length=2000000"], "info": [], "runs": []}[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "charrnn", command, str(whole), *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    if command == "sample":
+        assert len(process.stdout.read(100)) == 100
+    process.stdout.close()
+    with process.stderr:
+        said = process.stderr.read()
+    assert process.wait(60) == 0
+    assert b"Traceback" not in said and b"Broken" not in said and b"Error" not in said
+
+
+def test_a_damaged_best_names_the_other_checkpoints(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "run")
+    (copy / "best.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError) as caught:
+        api.load(copy)
+    assert str(caught.value).startswith(f"{copy / 'best.safetensors'} is damaged")
+    assert str(caught.value).endswith(f"; there are {copy / 'last.safetensors'}")
+    with pytest.raises(InputError) as caught:
+        api.load(copy / "best.safetensors")
+    assert "there are" not in str(caught.value)
+    assert api.load(copy / "last.safetensors").metadata["progress"]["step"] == 30
