@@ -61,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
                 " make room or allow writing, then go on from it"
             ) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sweep(folder: str | Path) -> None:
@@ -81,8 +81,14 @@ def _replace(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make new names last through a power cut, where the system can sync a folder."""
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut, where the system can sync a folder.
+
+    Raises
+    ------
+    SaveError
+        If the system can, and it fails.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:

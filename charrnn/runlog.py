@@ -380,13 +380,14 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if out_dir is None:
-            return _numbered_folder(folder, _safe_name(corpus_name))
+            folder = _numbered_folder(folder, _safe_name(corpus_name))
+        atomic.sync_folder(folder.parent)
     except OSError as error:
         raise InputError(
             f"cannot create the run folder {folder}: {error.strerror or error};"
             " name a folder that can be written with --out-dir"
         ) from error
-    if any(next(folder.glob(pattern), None) for pattern in RUN_FILES):
+    if out_dir is not None and any(next(folder.glob(each), None) for each in RUN_FILES):
         raise InputError(
             f"--out-dir {folder} already holds a run: continue it with --resume {folder},"
             " or name another folder"

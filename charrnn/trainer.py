@@ -195,7 +195,7 @@ class Run:
         """Cut the metrics back to where this state is, and write what is to follow there."""
         p = self.progress
         note = self.log.truncate(self.metrics_length)
-        if p.total_steps != self.total_steps:
+        if p.total_steps != self.total_steps or not self.metrics_length:
             p.total_steps = self.total_steps
             self._logged(self._start_event())
         if p.rollbacks_noted < len(p.rollbacks):
@@ -503,9 +503,9 @@ class Run:
         if p.rollbacks and step <= p.rollbacks[-1][0]:
             before = min(before, p.rollbacks[-1][1])
         found = []
-        names = [path for path in checkpoint.of_run(self.folder) if path.stem != "last"]
-        for path in names:
-            with contextlib.suppress(InputError):
+        paths = [path for path in checkpoint.of_run(self.folder) if path.stem != "last"]
+        for path in paths:
+            with contextlib.suppress(InputError, LookupError, TypeError):  # a damaged one
                 (progress,) = checkpoint.read_metadata(path, "progress")
                 since = p.rollbacks[len(progress.get("rollbacks", [])) :]
                 if progress["step"] < before and all(progress["step"] <= r[1] for r in since):
@@ -523,7 +523,7 @@ class Run:
             params.flat[:] = 0
         self.window.set_state(None)
         self._before, self._slot = self.window, 0
-        self.progress, self.metrics_length = Progress(), 0
+        self.progress, self.metrics_length = Progress(total_steps=self.total_steps), 0
 
     def _divergence(self, what: str, step: int) -> str:
         """What there is to say when it ends the run."""
