@@ -186,9 +186,12 @@ def test_a_best_model_waits_for_the_disk_while_the_run_trains_on(
                 disk.full = event["step"] == 4
                 if event["step"] == 5:
                     assert not (folder / "best.safetensors").exists()
+            if event["event"] == "validation" and event["step"] == 4:
+                want = {name: array.tobytes() for name, array in run._state(None)[0].items()}
             if event["event"] == "checkpoint" and event["step"] == 5:
                 best = checkpoint.load(folder / "best.safetensors")
                 assert best.metadata["progress"]["step"] == 4
+                assert {name: a.tobytes() for name, a in best.tensors.items()} == want
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
