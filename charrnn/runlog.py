@@ -49,6 +49,7 @@ from charrnn.errors import InputError, SaveError
 SCHEMA = 1
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
+MOST_WAITING = 1 << 26  # bytes of lines that may wait in memory until they can be written
 TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest line that is looked for
 
 
@@ -56,7 +57,8 @@ class RunLog:
     """The metrics file of a run, open for appending; a context manager.
 
     Lines that could not be written wait, and with them all that come later, until `sync` or
-    `truncate`. So the file is at any time a beginning of what was appended, in whole lines.
+    `truncate`, or until they are more than `MOST_WAITING`. So the file is at any time a beginning of
+    what was appended, in whole lines.
 
     Raises
     ------
@@ -93,7 +95,7 @@ class RunLog:
         """Write one event as one line: all of it or, if the disk is full, nothing of it."""
         others, line = self._waiting, dump_json(event) + b"\n"
         self._waiting += line
-        if not others:
+        if not others or self.waiting > MOST_WAITING:
             self._write()
 
     def sync(self) -> None:

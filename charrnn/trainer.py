@@ -47,9 +47,6 @@ SAMPLE_LENGTH = 200
 WAYS_BACK = 2
 """Checkpoints step-<n> that are kept at the least for going back to."""
 
-MOST_WAITING = 1 << 26
-"""Bytes of metrics lines that may wait in memory until they can be written."""
-
 CAUSES = (
     "usual causes: a learning rate that is too high (--learning-rate), no clipping (--grad-clip), "
     "or --activation relu or identity with large weights"
@@ -412,7 +409,7 @@ class Run:
 
     def _goes_on_after(self, error: SaveError) -> bool:
         """Whether the run goes on without what could not be saved; if so, it is to be said."""
-        if self.config.train.on_save_error == "stop" or self.log.waiting > MOST_WAITING:
+        if self.config.train.on_save_error == "stop" or self.log.waiting > runlog.MOST_WAITING:
             return False
         if self._trouble is None:
             self._trouble = str(error).partition("; ")[0]

@@ -195,6 +195,21 @@ def test_a_best_model_waits_for_the_disk_while_the_run_trains_on(
     assert metrics(folder) == metrics(tmp_path / "whole")
 
 
+def test_lines_do_not_wait_without_end(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runlog, "MOST_WAITING", 700)
+    disk, options = Disk(), dict(log_every=1, checkpoint_every=0, eval_every=0)
+    run = begin(tmp_path / "run", text, on_save_error="continue", **options)
+    with (
+        Calls(run.folder, disk).watched(),
+        pytest.raises(SaveError, match="metrics.jsonl: No space left"),
+    ):
+        for event in run.events():
+            disk.full = event["step"] >= 4
+    assert event["step"] == 6
+
+
 def test_a_run_that_cannot_be_saved_at_its_end_fails_whatever_was_asked(
     whole: Path, text: Path, tmp_path: Path
 ) -> None:
