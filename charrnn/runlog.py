@@ -57,8 +57,8 @@ class RunLog:
     """The metrics file of a run, open for appending; a context manager.
 
     Lines that could not be written wait, and with them all that come later, until `sync` or
-    `truncate`, or until they are more than `MOST_WAITING`. So the file is at any time a beginning of
-    what was appended, in whole lines.
+    `truncate`, or until they are more than `MOST_WAITING`. So the file is at any time a beginning
+    of what was appended, in whole lines.
 
     Raises
     ------
