@@ -14,6 +14,7 @@ import functools
 import io
 import mmap
 import os
+import pathlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -74,6 +75,7 @@ class Calls:
 
         originals = {n: getattr(os, n) for n in ("replace", "unlink", "mkdir", "open", "close")}
         originals["fsync"] = os.fsync
+        accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10 has its own references
 
         def of_path(name: str) -> Callable[..., Any]:
             call = originals[name]
@@ -110,6 +112,8 @@ class Calls:
         try:
             for name in ("replace", "unlink", "mkdir"):
                 setattr(os, name, of_path(name))
+                if accessor is not None:
+                    setattr(accessor, name, staticmethod(getattr(os, name)))
             for name in ("fsync", "close"):
                 setattr(os, name, of_descriptor(name))
             os.open = opened  # type: ignore[assignment]
@@ -118,6 +122,8 @@ class Calls:
         finally:
             for name, call in originals.items():
                 setattr(os, name, call)
+                if accessor is not None and name in ("replace", "unlink", "mkdir"):
+                    setattr(accessor, name, staticmethod(call))
             del atomic.open, runlog.open  # type: ignore[attr-defined]
 
 

@@ -77,10 +77,8 @@ def notes(events: list[Event]) -> list[str]:
 
 def test_killed_and_resumed_again_and_again(tmp_path: Path) -> None:
     kinds = {"lstm": faults.KINDS["lstm"] | dict(epochs=1)}
-    done = faults.kill_campaign(
-        tmp_path, 4, 0, 7, lambda text: None, kinds, calls=150, most=4, commands_every=3
-    )
-    assert done.kills >= 4 and done.ended >= 1 and done.read >= 3
+    done = faults.kill_campaign(tmp_path, 4, 0, 7, lambda text: None, kinds, calls=150, most=4)
+    assert done.kills >= 4 and done.ended >= 1
 
 
 def test_the_campaign_sees_a_difference(whole: Path, tmp_path: Path) -> None:
