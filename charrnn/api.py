@@ -301,7 +301,14 @@ def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:
     ------
     InputError : there is none, or it is damaged
     """
-    return LanguageModel(checkpoint.load(checkpoint.run_checkpoint(path)), threads)
+    found = checkpoint.run_checkpoint(path)
+    try:
+        return LanguageModel(checkpoint.load(found), threads)
+    except InputError as error:
+        others = [str(other) for other in checkpoint.of_run(found.parent) if other != found]
+        if not others or (path is not None and Path(path) == found):  # that one was asked for
+            raise
+        raise InputError(f"{error}; there are {', '.join(others)}") from error
 
 
 def metadata_of(config: Config, vocabulary: Vocabulary, **more: Any) -> Mapping[str, Any]:

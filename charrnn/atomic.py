@@ -7,6 +7,7 @@ the old one's place in one step of the file system.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from charrnn.errors import SaveError
 
 SUFFIX = ".charrnn-tmp"  # of temporary files, whose names also tell the process
 
+UNSYNCED = {"EACCES", "EPERM", "EISDIR", "EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF"}
+"""What systems say that cannot sync a folder at all; the file is then as safe as they make it."""
+
 
 def write(path: str | Path, content: bytes) -> None:
     """Replace the content of ``path``, whose folder exists.
@@ -24,7 +28,8 @@ def write(path: str | Path, content: bytes) -> None:
     Raises
     ------
     SaveError
-        If that fails; then the old file is untouched and the temporary one is gone.
+        If that fails; then the old file is untouched and the temporary one is gone. Only if the
+        folder cannot be synced in the end is the new file in place already.
     """
     with replacing(path) as file:
         file.write(content)
@@ -56,7 +61,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
                 " make room or allow writing, then go on from it"
             ) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def sweep(folder: str | Path) -> None:
@@ -76,11 +81,24 @@ def _replace(temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last through a power cut, where the system can sync a folder."""
-    with contextlib.suppress(OSError):  # the new file is in place already: no failed save
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut, where the system can sync a folder.
+
+    Raises
+    ------
+    SaveError
+        If the system can, and it fails.
+    """
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if errno.errorcode.get(error.errno or 0) in UNSYNCED:
+            return
+        raise SaveError(
+            f"could not sync the folder {folder}: {error.strerror or error}; its files are whole, "
+            "but a power cut may take the newest: mend the disk, then go on from it"
+        ) from error

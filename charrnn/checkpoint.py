@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,13 +261,16 @@ def run_checkpoint(run_or_file: str | Path | None, root: str | Path = "runs") ->
 def newest_run(root: str | Path = "runs") -> Path:
     """The folder below ``root`` whose ``last.safetensors`` is newest.
 
+    A run that has only begun counts if there is no other.
+
     Raises
     ------
     InputError
         If there is none.
     """
     files = (path for path in Path(root).rglob("last.safetensors") if path.is_file())
-    newest = max(files, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+    found = sorted(files, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
+    newest = next((path for path in found if not _only_begun(path)), next(iter(found), None))
     if newest is None:
         raise InputError(
             f"there are no runs below {root}: make one with `charrnn train FILE`,"
@@ -276,13 +279,43 @@ def newest_run(root: str | Path = "runs") -> Path:
     return newest.parent
 
 
+def _only_begun(path: Path) -> bool:
+    """Whether this is the checkpoint of a run before its first step."""
+    try:
+        (progress,) = read_metadata(path, "progress")
+        return progress["step"] == 0 and progress["finished"] is None
+    except (InputError, LookupError, TypeError):
+        return False  # who uses it will hear of it
+
+
+def of_run(folder: str | Path) -> list[Path]:
+    """The checkpoints of a run folder, those that are there."""
+    folder = Path(folder)
+    named = [folder / "best.safetensors", folder / "last.safetensors"]
+    return [path for path in named if path.is_file()] + list(_kept(folder).values())
+
+
 def prune(folder: str | Path, keep: int) -> None:
     """Remove all but the ``keep`` latest ``step-<n>.safetensors`` of a run folder."""
-    steps = {
+    steps = _kept(folder)
+    _remove(steps[step] for step in sorted(steps)[: max(len(steps) - keep, 0)])
+
+
+def remove_after(folder: str | Path, step: int) -> None:
+    """Remove the ``step-<n>.safetensors`` of a run folder that are newer than ``step``."""
+    _remove(path for n, path in _kept(folder).items() if n > step)
+
+
+def _kept(folder: str | Path) -> dict[int, Path]:
+    """Step -> its ``step-<n>.safetensors`` in a run folder."""
+    return {
         int(match[1]): path
         for path in Path(folder).iterdir()
         if (match := re.fullmatch(r"step-(\d+)\.safetensors", path.name))
     }
-    for step in sorted(steps)[: max(len(steps) - keep, 0)]:
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):  # one in use (Windows) goes next time
-            steps[step].unlink()
+            path.unlink()

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so that ``charrnn --help`` is i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -83,7 +84,8 @@ class Commands(click.Group):
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo("Error: " + " ".join(message.splitlines()), err=True)
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        click.echo("Error: " + " ".join(message.splitlines()), err=True)
     sys.exit(status)
 
 

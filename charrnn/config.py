@@ -364,6 +364,23 @@ class TrainConfig(Section):
     keep: int = option(
         0, "How many step-<n> checkpoints to keep beside last and best.", min=0, resumable=True
     )
+    on_save_error: str = option(
+        "stop",
+        "When a checkpoint or the metrics cannot be written: stop, or continue and try again at "
+        "the next checkpoint.",
+        choices=("stop", "continue"),
+        resumable=True,
+    )
+    on_divergence: str = option(
+        "stop",
+        "When a loss or a number of the model is no longer finite: stop, or rollback to the last "
+        "good state, halve the learning rate and go on.",
+        choices=("stop", "rollback"),
+        resumable=True,
+    )
+    max_rollbacks: int = option(
+        10, "How often at most, with --on-divergence rollback.", min=1, resumable=True
+    )
     patience: int = option(
         0, "Stop after so many validations without a better one; 0 = off.", min=0, resumable=True
     )

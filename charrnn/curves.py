@@ -16,7 +16,7 @@ from charrnn.live import View, Watched, find, time_unit
 
 UNTOLD = (
     "threads", "eval_every", "checkpoint_every", "log_every", "log_gradients", "sample_every",
-    "keep", "recompute",
+    "keep", "recompute", "on_save_error",
 )  # fmt: skip
 """Options that make no difference to a curve."""
 MOST = 5  # differences in a label; runs that differ in more go by their names

@@ -135,7 +135,7 @@ class _View:
         self.say(event["text"])
 
     def on_start(self, e: Event) -> None:
-        self.start = e
+        self.start, self.val_nats = e, e.get("val_nats_per_char")
         self.say(f"model  {e['parameters']:,} parameters, {e['vocab_size']:,} symbols")
         self.say(
             f"text   {e['train_chars']:,} characters to train on, {e['val_chars']:,} to validate on"

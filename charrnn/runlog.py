@@ -9,7 +9,7 @@ that is not finite is null. Readers ignore keys and events that they do not know
 event       further keys
 ==========  =====================================================================================
 start       schema, total_steps, steps_per_epoch, parameters, train_chars, val_chars, vocab_size,
-            batch_size, seq_length
+            batch_size, seq_length; val_nats_per_char, the newest, or null
 train       epoch (fraction), chars (trained so far), nats_per_char (mean since the last such
             line), grad_norm (before clipping), clipped (share of steps), learning_rate,
             time: seconds, chars_per_second, threads
@@ -20,6 +20,9 @@ gradients   epoch; gradient_norms (before clipping), update_norms, weight_norms:
 validation  epoch, val_nats_per_char, best (is this one the best yet), best_val_nats_per_char,
             best_step, time: seconds
 sample      text
+rollback    step (that the run went back to), diverged_step (which lines up to there are cut off),
+            what (was not finite), rollbacks (how many there have been), learning_rate_scale (the
+            factor of the learning rate from here on)
 end         epoch, reason (finished, patience, interrupted, diverged), nats_per_char,
             val_nats_per_char, best_val_nats_per_char, best_step, test_nats_per_char, memorised
             (shares of passages found in the training text: sampled, held_out; see
@@ -48,6 +51,7 @@ from charrnn.errors import InputError, SaveError
 SCHEMA = 1
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
+MOST_WAITING = 1 << 26  # bytes of lines that may wait in memory until they can be written
 TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest JSON text that is looked at
 MOST_VALUES = 5 * 2**18  # of one: more than Unicode has characters, and a bound on memory
 OWNER = 100  # bytes that a lock says of its owner
@@ -55,6 +59,10 @@ OWNER = 100  # bytes that a lock says of its owner
 
 class RunLog:
     """The metrics file of a run, open for appending; a context manager.
+
+    Lines that could not be written wait, and with them all that come later, until `sync` or
+    `truncate`, or until they are more than `MOST_WAITING`. So the file is at any time a beginning
+    of what was appended, in whole lines.
 
     Raises
     ------
@@ -67,6 +75,9 @@ class RunLog:
         with self._saving():
             # Unbuffered: nothing that failed to be written may turn up again when it is closed.
             self._file = open(self.path, "ab", buffering=0, opener=regular)  # noqa: SIM115
+            self._written = os.fstat(self._file.fileno()).st_size  # bytes of whole lines
+        self._waiting = b""
+        self._torn = False  # is there a piece of a line behind them?
 
     def __enter__(self) -> RunLog:
         return self
@@ -76,25 +87,47 @@ class RunLog:
 
     @property
     def length(self) -> int:
-        """Bytes in the file: what a checkpoint records, after `sync`."""
-        return os.fstat(self._file.fileno()).st_size
+        """Bytes of all lines, those that wait included: what a checkpoint records."""
+        return self._written + len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes of the lines that could not be written."""
+        return len(self._waiting)
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event as one line: all of it or, if the disk is full, nothing of it."""
-        line, before = memoryview(dump_json(event) + b"\n"), self.length
-        with self._saving():
-            try:
-                while line:
-                    line = line[self._file.write(line) :]
-            except OSError:
-                with contextlib.suppress(OSError):
-                    self._file.truncate(before)
-                raise
+        others, line = self._waiting, dump_json(event) + b"\n"
+        self._waiting += line
+        if not others or self.waiting > MOST_WAITING:
+            self._write()
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
+        self._write()
         with self._saving():
             os.fsync(self._file.fileno())
+
+    def _write(self) -> None:
+        """Write the lines that wait."""
+        lines = memoryview(self._waiting)
+        with self._saving():
+            self._mend()
+            self._torn = True
+            try:
+                while lines:
+                    lines = lines[self._file.write(lines) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._mend()
+                raise
+            self._torn = False
+        self._written, self._waiting = self.length, b""
+
+    def _mend(self) -> None:
+        if self._torn:
+            self._file.truncate(self._written)
+            self._torn = False
 
     def truncate(self, length: int) -> str | None:
         """Cut back to the ``length`` that a checkpoint recorded, where a resumed run goes on.
@@ -105,6 +138,7 @@ class RunLog:
         with self._saving():
             kept = self.path.read_bytes()[:length].rfind(b"\n") + 1
             self._file.truncate(kept)
+        self._written, self._waiting, self._torn = kept, b"", False
         if kept == length:
             return None
         return (
@@ -152,31 +186,32 @@ def lock(folder: Path) -> Iterator[None]:
     InputError
         If another process has it.
     SaveError
-        If the folder cannot be written.
+        If the file cannot be written.
     """
-    path = folder / "lock"
-    try:
-        file = open(path, "ab+", opener=regular)  # noqa: SIM115
-    except OSError as error:
-        raise SaveError(
-            f"could not lock {folder}: {error.strerror or error}; nothing has been written:"
-            f" allow writing, and remove {path} if that is no file of yours"
-        ) from error
-    with file:
+    with _lock_file(folder / "lock") as file:
         latest = time.monotonic() + GRACE
         while not _locked(file):
             if time.monotonic() > latest:
                 file.seek(0)
-                owner = file.read(OWNER).decode("utf-8", "replace").strip() or "another process"
+                owner = file.read(OWNER).decode(errors="replace").strip() or "another process"
                 raise InputError(
                     f"{folder} is being trained by {owner}: wait for it, or stop it first"
                 )
             time.sleep(0.01)
-        with contextlib.suppress(OSError):  # a full disk: others will not know who it is
+        with contextlib.suppress(OSError):  # it is held without its owner's name, too
             file.truncate(0)
             file.write(f"process {os.getpid()}\n".encode())
-            file.flush()
         yield
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    try:
+        return open(path, "a+b", buffering=0, opener=regular)
+    except OSError as error:
+        raise SaveError(
+            f"could not lock {path.parent}: {error.strerror or error}; nothing has been written: "
+            f"allow writing, and remove {path} if that is no file of yours"
+        ) from error
 
 
 def held(folder: Path) -> bool:
@@ -391,13 +426,15 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if out_dir is None:
-            return _numbered_folder(folder, _safe_name(corpus_name))
+            folder = _numbered_folder(folder, _safe_name(corpus_name))
+        atomic.sync_folder(folder.parent)
     except OSError as error:
         raise InputError(
             f"cannot create the run folder {folder}: {error.strerror or error};"
             " name a folder that can be written with --out-dir"
         ) from error
-    check_free(folder)
+    if out_dir is not None:
+        check_free(folder)
     return folder
 
 

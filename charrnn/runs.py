@@ -60,6 +60,8 @@ def start(
     vocabulary = _vocabulary(corpus, val, config, parent, on_unknown)
     text = _prepare(corpus, val, config, vocabulary)
     run = Run(Path(), config, text)
+    parent_path = str(parent.path.resolve()) if parent is not None else None
+    run.draw_weights = lambda: _draw_weights(run, parent_path)
     run.model.initialize(config.train.seed)
     if parent is not None:
         _inherit_weights(run.model, parent.model)
@@ -72,7 +74,7 @@ def start(
     said = {
         "config": config.to_json(),
         "vocabulary": vocabulary.to_json(),
-        "init_from": str(parent.path.resolve()) if parent is not None else None,
+        "init_from": parent_path,
         "corpus": text.facts,
         "versions": versions(),
     }
@@ -128,15 +130,11 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
     text = dataclasses.replace(_prepare(corpus, val, config, vocabulary), notes=[])
     if not files:  # else the text may have moved: the next checkpoint says where
         text.facts = known
+    resumed = Run(folder, config, text)
+    resumed.draw_weights = lambda: _draw_weights(resumed, parent)
     if source is None:
-        resumed = Run(folder, config, text)
-        resumed.model.initialize(config.train.seed)
-        if parent is not None:
-            _inherit_weights(resumed.model, load(parent).model)
+        resumed.draw_weights()
         return resumed
-    where = f"the metadata of {source.path}"
-    length = facts.check(source.metadata, {"metrics_length": int}, where)["metrics_length"]
-    resumed = Run(folder, config, text, length)
     resumed.restore(source)
     _check_unfinished(resumed, changes or {})
     return resumed
@@ -379,6 +377,13 @@ def _prepare(
         "chars": len(corpus.text),
     }
     return Text(vocabulary, train, val, test, steps, facts, notes)
+
+
+def _draw_weights(run: Run, parent: str | None) -> None:
+    """Fill a run's model as it was before its first step; ``parent``: of ``--init-from``."""
+    run.model.initialize(run.config.train.seed)
+    if parent is not None:
+        _inherit_weights(run.model, load(parent).model)
 
 
 def _inherit_weights(model: Model, parent: Model) -> None:

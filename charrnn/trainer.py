@@ -7,12 +7,13 @@ hidden state, the best loss, and the sums behind the next line of the log.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -32,7 +33,7 @@ from charrnn import (
 )
 from charrnn.api import load, metadata_of, restore
 from charrnn.config import Config, SampleConfig
-from charrnn.errors import InputError
+from charrnn.errors import InputError, SaveError
 from charrnn.kernels import jit
 from charrnn.kernels.program import code
 from charrnn.memorised import memorised_shares
@@ -53,6 +54,9 @@ RATE_MEMORY = 50
 
 SAMPLE_LENGTH = 200
 """Characters of a sample while training."""
+
+WAYS_BACK = 2
+"""Checkpoints step-<n> that are kept at the least for going back to."""
 
 CAUSES = (
     "usual causes: a learning rate that is too high (--learning-rate), no clipping (--grad-clip), "
@@ -98,10 +102,28 @@ class Progress:
     """Why it ended: "finished" or "patience"."""
     validations: list[list[Any]] = field(default_factory=list)
     """[step, training loss, validation loss] of each, in nats per character."""
+    unvalidated: bool = False
+    """Whether what is due after this step has been put off, because its validation was stopped."""
+    rollbacks: list[list[Any]] = field(default_factory=list)
+    """[step that diverged, step gone back to, what was not finite] of each."""
+    rollbacks_noted: int = 0
+    """How many of these are in the metrics."""
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """What the rollbacks have left of the learning rate."""
+        return 0.5 ** len(self.rollbacks)
 
 
-ADDED = {"gradient_steps", "gradient_clipped", "gradient_scales"}
+ADDED = {
+    "gradient_steps", "gradient_clipped", "gradient_scales",
+    "unvalidated", "rollbacks", "rollbacks_noted",
+}  # fmt: skip
 """Fields of `Progress` that checkpoints of version 0.1 may lack."""
+
+
+class _Interrupted(Exception):
+    """The run is to stop, and what is being computed can be computed again."""
 
 
 class Run:
@@ -112,12 +134,15 @@ class Run:
     folder : where its files are
     config : its options
     progress : how far it is
+    draw_weights : fills the model with the weights that the run begins with
     """
 
-    def __init__(self, folder: Path, config: Config, text: Text, metrics_length: int = 0) -> None:
+    draw_weights: Callable[[], None]
+
+    def __init__(self, folder: Path, config: Config, text: Text) -> None:
         self.folder, self.config, self.text = folder, config, text
         self.progress = Progress()
-        self.metrics_length = metrics_length
+        self.metrics_length = 0  # where the metrics go on from this state
         threads = config.train.threads
         most = threads if isinstance(threads, int) and threads else available()
         self.model = Model(config.model, text.vocabulary.size, most)
@@ -132,6 +157,10 @@ class Run:
         self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
         self._before, self._slot = self.window, 0  # where the state is that is carried on
+        self._trouble: str | None = None  # why the last save failed
+        self._troubled = False  # has it been said?
+        self._owed: tuple[dict[str, np.ndarray], Mapping[str, Any]] | None = None
+        """The best state, while it could not be saved."""
 
     def _new_window(self, T: int) -> Inputs:
         """A pass for windows of at most T steps."""
@@ -141,7 +170,10 @@ class Run:
         return recompute.train_pass(self.model, T, B, dropout, data.recompute)
 
     def interrupt(self) -> None:
-        """Ask to save and stop at the end of the step; safe in a signal handler."""
+        """Ask to save and stop at the end of the step; safe in a signal handler.
+
+        A validation is given up and made again when the run is resumed.
+        """
         self._interrupted = True
 
     # -- the loop -------------------------------------------------------------------------------
@@ -150,22 +182,40 @@ class Run:
         """Train, and say what happens: the events are described in `charrnn.runlog`."""
         self._started = self._tick = time.perf_counter()
         self._rate, self._steps_done = 0.0, 0  # smoothed characters per second
-        p, path = self.progress, self.folder / "metrics.jsonl"
+        path = self.folder / "metrics.jsonl"
         with runlog.lock(self.folder), runlog.RunLog(path) as self.log:
             atomic.sweep(self.folder)
-            note = self.log.truncate(self.metrics_length)
-            notes = [*self.text.notes, *self.model.notes, *([note] if note else [])]
-            for text in [*notes, *self._compile_note()]:
-                yield {"event": "note", "step": p.step, "text": text}
-            yield self._logged(self._start_event(), log=p.total_steps != self.total_steps)
-            p.total_steps = self.total_steps
-            if self.total_steps == 0:
-                yield from self._after_step(None)
-            while p.step < self.total_steps and p.finished is None:
-                ended = yield from self._train_step()
-                if ended:
+            note = self._align_metrics()
+            for text in [*self.text.notes, *self.model.notes, *([note] if note else [])]:
+                yield self._note(text)
+            yield from self._compile()
+            yield self._start_event()
+            if not (self.folder / "last.safetensors").exists():
+                self._save("last.safetensors")  # from now on there is one to go on from
+            ended = False
+            if self._interrupted:
+                ended = yield from self._stop()
+            elif self.total_steps == 0 or self.progress.unvalidated:
+                ended = yield from self._after_step(None)
+            while not ended:
+                if self.progress.step >= self.total_steps or self.progress.finished is not None:
+                    yield self._finish()
                     return
-            yield self._end(p.finished or "finished")
+                ended = yield from self._train_step()
+
+    def _align_metrics(self) -> str | None:
+        """Cut the metrics back to where this state is, and write what is to follow there."""
+        p = self.progress
+        note = self.log.truncate(self.metrics_length)
+        if p.total_steps != self.total_steps or not self.metrics_length:
+            p.total_steps = self.total_steps
+            self._logged(self._start_event())
+        if p.rollbacks_noted < len(p.rollbacks):
+            for n in range(p.rollbacks_noted, len(p.rollbacks)):
+                self._logged(self._rollback_event(n))
+            p.rollbacks_noted = len(p.rollbacks)
+            checkpoint.remove_after(self.folder, p.step)
+        return note
 
     def _train_step(self) -> Generator[Event, None, bool]:
         """One step and what is due after it; returns whether the run has to stop."""
@@ -177,10 +227,10 @@ class Run:
         loss, clipping = self._gradients(piece, window)
         for what, number in (("loss", loss), ("gradient", clipping.norm)):
             if not math.isfinite(number):
-                yield self._diverged(what, p.step + 1)
-                return True
+                return (yield from self._diverged(what, p.step + 1))
         epoch, _ = self.plan.position(p.step)
         rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
+        rate *= p.learning_rate_scale
         before = self.model.params.flat.copy() if looked_at else None
         self.optimizer.step(rate, p.step + 1, clipping)
         self.model.changed()
@@ -200,28 +250,53 @@ class Run:
         last = p.step == self.total_steps
         if step is not None and (_due(train.log_every, p.step) or last):
             yield self._logged(self._train_event(step), log=train.log_every > 0)
-        if len(self.text.val) and (_due(train.eval_every, p.step) or last):
-            event = self._validate()
+        validates = len(self.text.val) > 0 and (_due(train.eval_every, p.step) or last)
+        due, best, p.unvalidated = _due(train.checkpoint_every, p.step), False, False
+        looked_at, stopping = validates or due or last, self._interrupted
+        if (looked_at or stopping) and not self._finite():
+            if not looked_at and train.on_divergence == "rollback":
+                # Resumed from the last checkpoint, it goes back from where it would have, anyway.
+                yield self._end("interrupted", log=False)
+                return True
+            return (yield from self._diverged("weights or the optimizer's moments", p.step))
+        if validates:
+            try:
+                event = self._validate()
+            except _Interrupted:
+                p.unvalidated = True
+                return (yield from self._stop())
             yield event
             if not math.isfinite(event["val_nats_per_char"]):
-                yield self._diverged("validation loss", p.step)
-                return True
-            if event["best"] and self._finite():
-                self._save("best.safetensors")
+                return (yield from self._diverged("validation loss", p.step))
+            best = event["best"]
         if _due(train.sample_every, p.step):
             yield self._sample()
+        if best:
+            self._save("best.safetensors")
         if last and p.finished is None:
             p.finished = "finished"
-        due = _due(train.checkpoint_every, p.step)
-        if due or p.finished or self._interrupted:
-            if not self._finite():
-                yield self._diverged("weights or the optimizer's moments", p.step)
-                return True
+        if due or p.finished:
             yield from self._checkpoint(due)
-        if self._interrupted and not p.finished:
-            yield self._end("interrupted", log=False)
-            return True
+        if self._trouble is not None and not self._troubled:
+            self._troubled = True
+            yield self._note(f"{self._trouble}; going on, the next checkpoint tries again")
+        if stopping and not p.finished:
+            return (yield from self._stop(saved=due))
         return False
+
+    def _stop(self, saved: bool = False) -> Generator[Event, None, bool]:
+        """End in the middle, as asked to."""
+        if not saved:
+            yield from self._checkpoint(False)
+        yield self._end("interrupted", log=False)
+        return True
+
+    def _finish(self) -> Event:
+        """The end of a run that has made all its steps."""
+        try:
+            return self._end(self.progress.finished or "finished")
+        except _Interrupted:
+            return self._end("interrupted", log=False)
 
     def _next_window(self) -> tuple[Piece, Inputs]:
         """What this step reads, and its pass with the state before it."""
@@ -269,7 +344,7 @@ class Run:
     def _validate(self) -> Event:
         """Loss of the validation text."""
         p = self.progress
-        nats, count = evaluate.evaluate(self.model, self.text.val)
+        nats, count = evaluate.evaluate(self.model, self.text.val, on_progress=self._look)
         p.val_nats_per_char = nats / count
         best = math.isfinite(nats) and (
             p.best_val_nats_per_char is None or p.val_nats_per_char < p.best_val_nats_per_char
@@ -297,6 +372,11 @@ class Run:
             }
         )
 
+    def _look(self, done: int, count: int) -> None:
+        """Give an evaluation up if the run is to stop."""
+        if self._interrupted:
+            raise _Interrupted
+
     def _sample(self) -> Event:
         config = SampleConfig(length=SAMPLE_LENGTH)
         seed = self.config.train.seed + self.progress.step
@@ -311,15 +391,58 @@ class Run:
         return all(bool(np.isfinite(params.flat).all()) for params in arrays)
 
     def _checkpoint(self, due: bool) -> Iterator[Event]:
-        keep, step = self.config.train.keep, self.progress.step
+        keep, p = self.config.train.keep, self.progress
+        if self.config.train.on_divergence == "rollback":
+            keep = max(keep, WAYS_BACK)
+        kept = True
         if keep and due:
-            self._save(f"step-{step}.safetensors")
+            kept = self._save(f"step-{p.step}.safetensors")
             checkpoint.prune(self.folder, keep)
-        path = self._save("last.safetensors")
-        yield {"event": "checkpoint", "step": step, "path": str(path)}
+        ending = p.finished is not None or self._interrupted
+        if self._save("last.safetensors", ending):
+            path = self.folder / "last.safetensors"
+            yield {"event": "checkpoint", "step": p.step, "path": str(path)}
+            if kept and self._trouble is not None:
+                atomic.sweep(self.folder)  # what could not be removed then
+                if self._troubled:
+                    yield self._note("saving works again")
+                self._trouble, self._troubled = None, False
 
-    def _save(self, name: str) -> Path:
-        self.log.sync()
+    def _save(self, name: str, ending: bool = False, metrics_length: int | None = None) -> bool:
+        """Save the state under a name; returns whether that worked.
+
+        If it fails, the run ends, or goes on if it is asked to and not ``ending`` anyway. A best
+        state is then kept until it can be saved. ``metrics_length``: where the metrics go on from
+        this state, if not at their end.
+        """
+        tensors, metadata = self._state(metrics_length)
+        best = name == "best.safetensors"
+        if best:
+            self._owed = None
+        try:
+            self.log.sync()
+            if self._owed is not None:
+                checkpoint.save(self.folder / "best.safetensors", *self._owed)
+                self._owed = None
+            checkpoint.save(self.folder / name, tensors, metadata)
+        except SaveError as error:
+            if ending or not self._goes_on_after(error):
+                raise
+            if best:
+                self._owed = {name: array.copy() for name, array in tensors.items()}, metadata
+            return False
+        return True
+
+    def _goes_on_after(self, error: SaveError) -> bool:
+        """Whether the run goes on without what could not be saved; if so, it is to be said."""
+        if self.config.train.on_save_error == "stop" or self.log.waiting > runlog.MOST_WAITING:
+            return False
+        if self._trouble is None:
+            self._trouble = str(error).partition("; ")[0]
+        return True
+
+    def _state(self, metrics_length: int | None) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+        """What a checkpoint holds: tensors and metadata."""
         model, states = self.model, self._before.state(self._slot)
         tensors = dict(model.to_torch(model.params))
         for moment, params in self.optimizer.moments.items():
@@ -331,12 +454,10 @@ class Run:
             self.text.vocabulary,
             progress=dataclasses.asdict(self.progress),
             corpus=self.text.facts,
-            metrics_length=self.log.length,
+            metrics_length=self.log.length if metrics_length is None else metrics_length,
             versions=versions(),
         )
-        path = self.folder / name
-        checkpoint.save(path, tensors, metadata)
-        return path
+        return tensors, metadata
 
     def restore(self, source: checkpoint.Checkpoint) -> None:
         """Take weights, moments, hidden state and progress from a checkpoint of this run."""
@@ -353,13 +474,105 @@ class Run:
         except (KeyError, InputError) as error:
             fault = f"it lacks the tensor {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{source.path} is damaged: {fault}; use another one") from error
+        self._before, self._slot = self.window, 0
+        where = f"the metadata of {source.path}"
+        checked = facts.check(source.metadata, {"metrics_length": int}, where)
+        self.metrics_length = checked["metrics_length"]
+
+    # -- divergence -----------------------------------------------------------------------------
+
+    def _diverged(self, what: str, step: int) -> Generator[Event, None, bool]:
+        """A number is not finite: end, or go back; returns whether the run has to stop."""
+        p, train = self.progress, self.config.train
+        if train.on_divergence == "stop" or len(p.rollbacks) >= train.max_rollbacks:
+            yield self._end("diverged", message=self._divergence(what, step))
+            return True
+        self._roll_back(what, step)
+        n = len(self.progress.rollbacks)
+        yield self._note(
+            f"the {what} {_is(what)} no longer finite at step {step:,}: back to step "
+            f"{self.progress.step:,} with {self.progress.learning_rate_scale:g} of the learning "
+            f"rate ({n} of at most {train.max_rollbacks} times)"
+        )
+        return False
+
+    def _roll_back(self, what: str, step: int) -> None:
+        """Go back to a good state with half the learning rate.
+
+        All of that is in the checkpoint that is written here: metrics follow it, as when a run is
+        resumed. The best model so far stays the best.
+        """
+        old, source = self.progress, self._way_back(step)
+        if source is not None:
+            self.restore(source)
+        else:
+            self._restart()
+        p = self.progress
+        p.finished = None
+        p.rollbacks = [*old.rollbacks, [step, p.step, what]]
+        if old.best_step != p.best_step:
+            p.best_val_nats_per_char, p.best_step = old.best_val_nats_per_char, old.best_step
+            p.validations_since_best = 0
+        self._save("last.safetensors", metrics_length=self.metrics_length)
+        self._align_metrics()
+
+    def _way_back(self, step: int) -> checkpoint.Checkpoint | None:
+        """The newest checkpoint to go back to; None is the run's start.
+
+        One with the very state that diverged is no good. Nor is one from which the run, with half
+        the rate, came no further than the last time: then it goes further back. What rollbacks
+        have cut off is not looked at. Nor is the last checkpoint, which may be of an interruption:
+        that must not change what comes of the run.
+        """
+        p = self.progress
+        before = p.step
+        if p.rollbacks and step <= p.rollbacks[-1][0]:
+            before = min(before, p.rollbacks[-1][1])
+        found = []
+        paths = [path for path in checkpoint.of_run(self.folder) if path.stem != "last"]
+        for path in paths:
+            with contextlib.suppress(InputError, LookupError, TypeError):  # a damaged one
+                (progress,) = checkpoint.read_metadata(path, "progress")
+                since = p.rollbacks[len(progress.get("rollbacks", [])) :]
+                if progress["step"] < before and all(progress["step"] <= r[1] for r in since):
+                    found.append((progress["step"], path.name != "best.safetensors", path))
+        for _, _, path in sorted(found, reverse=True):
+            with contextlib.suppress(InputError):
+                return checkpoint.load(path)
+        return None
+
+    def _restart(self) -> None:
+        """The state before the first step."""
+        self.draw_weights()
+        self.model.changed()
+        for params in self.optimizer.moments.values():
+            params.flat[:] = 0
+        self.window.set_state(None)
+        self._before, self._slot = self.window, 0
+        self.progress, self.metrics_length = Progress(total_steps=self.total_steps), 0
+
+    def _divergence(self, what: str, step: int) -> str:
+        """What there is to say when it ends the run."""
+        last, n = self.folder / "last.safetensors", len(self.progress.rollbacks)
+        after = f" after {n} rollbacks" if n else ""
+        return (
+            f"the {what} {_is(what)} no longer finite at step {step:,}{after}; {last} is kept; "
+            f"{CAUSES}"
+        )
 
     # -- events ---------------------------------------------------------------------------------
 
     def _logged(self, event: Event, log: bool = True) -> Event:
         if log:
-            self.log.append(event)
+            try:
+                self.log.append(event)
+            except SaveError as error:
+                if not self._goes_on_after(error):
+                    raise
         return event
+
+    def _note(self, text: str) -> Event:
+        return {"event": "note", "step": self.progress.step, "text": text}
 
     def _start_event(self) -> Event:
         return {
@@ -374,6 +587,18 @@ class Run:
             "vocab_size": self.text.vocabulary.size,
             "batch_size": self.plan.batch_size,
             "seq_length": self.plan.seq_length,
+            "val_nats_per_char": self.progress.val_nats_per_char,
+        }
+
+    def _rollback_event(self, number: int) -> Event:
+        diverged, step, what = self.progress.rollbacks[number]
+        return {
+            "event": "rollback",
+            "step": step,
+            "diverged_step": diverged,
+            "what": what,
+            "rollbacks": number + 1,
+            "learning_rate_scale": 0.5 ** (number + 1),
         }
 
     def _step_event(self, loss: float, clipping: Clipping, rate: float) -> Event:
@@ -441,7 +666,8 @@ class Run:
 
     def _end(self, reason: str, *, log: bool = True, message: str | None = None) -> Event:
         p = self.progress
-        test = self._test_loss() if p.finished and len(self.text.test) else None
+        done = reason not in ("interrupted", "diverged")
+        test = self._test_loss() if done and len(self.text.test) else None
         event = {
             "event": "end",
             "step": p.step,
@@ -452,16 +678,19 @@ class Run:
             "best_val_nats_per_char": p.best_val_nats_per_char,
             "best_step": p.best_step,
             "test_nats_per_char": test,
-            "memorised": self._memorised() if p.finished else None,
+            "memorised": self._memorised() if done and p.finished else None,
             "message": message,
             "time": {"seconds": self._seconds()},
         }
-        return self._logged(event, log)
+        if log:
+            self._logged(event)
+            self.log.sync()
+        return event
 
     def _test_loss(self) -> float:
         """Loss of the test text under the best model, else the last."""
         best = load(self.folder, threads=self.model.team.size)
-        nats, count = evaluate.evaluate(best.model, self.text.test)
+        nats, count = evaluate.evaluate(best.model, self.text.test, on_progress=self._look)
         return nats / count
 
     def _memorised(self) -> dict[str, float] | None:
@@ -472,29 +701,30 @@ class Run:
         seed = self.config.train.seed
         return memorised_shares(model, text.vocabulary, text.train, text.val, seed)
 
-    def _diverged(self, what: str, step: int) -> Event:
-        last = self.folder / "last.safetensors"
-        kept = f"{last} is kept" if last.exists() else "there is no checkpoint yet"
-        verb = "are" if what.startswith("weights") else "is"
-        message = f"the {what} {verb} no longer finite at step {step:,}; {kept}; {CAUSES}"
-        return self._end("diverged", message=message)
-
-    def _compile_note(self) -> list[str]:
-        """Word of the compilation that is to come, if there is any."""
-        count = self.uncompiled()
-        if not count:
-            return []
-        how_often = "once per installation"
-        if jit.CACHE_PROBLEM:
-            how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
-        return [f"compiling {count} kernels, {how_often}: some 20 seconds"]
+    def _compile(self) -> Iterator[Event]:
+        """Compile what the steps need; with a word of it, if there is anything to compile."""
+        kernels = self._kernels()
+        count = jit.uncompiled(kernels)
+        if count:
+            how_often = "once per installation"
+            if jit.CACHE_PROBLEM:
+                how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
+            yield self._note(f"compiling {count} kernels, {how_often}: some 20 seconds")
+        for kernel in kernels if count else ():
+            if self._interrupted:
+                break
+            kernel.address()  # compiles it
 
     def uncompiled(self) -> int:
         """Kernels that the first step will have to compile."""
+        return jit.uncompiled(self._kernels())
+
+    def _kernels(self) -> Iterable[jit.Code]:
+        """The code that a step runs, each once."""
         optimizer = self.optimizer
         phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
         calls = [call for phase in phases for item in phase for call in item]
-        return jit.uncompiled(part for call in calls for part in code(call))
+        return dict.fromkeys(part for call in calls for part in code(call))
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)
@@ -505,6 +735,10 @@ class Run:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _is(what: str) -> str:
+    return "are" if what.startswith("weights") else "is"
 
 
 def _due(interval: int, step: int) -> bool:

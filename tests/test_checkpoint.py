@@ -270,13 +270,24 @@ def test_file_and_folder_reach_the_disk_in_order(path, monkeypatch):
     assert steps[2:] == (["fsync"] if os.name == "posix" else [])
 
 
-def test_a_folder_that_cannot_be_synced_is_no_failure(path, monkeypatch):
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="asks what a descriptor is")
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO, errno.ENOSPC])
+def test_a_folder_that_cannot_be_synced(path, monkeypatch, code):
+    """That a system cannot do it is no failure; a disk's error is one."""
+
     def without_folders(fd, fsync=os.fsync):
-        return no_space() if os.path.isdir(f"/proc/self/fd/{fd}") else fsync(fd)
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(code, os.strerror(code))
+        fsync(fd)
 
     monkeypatch.setattr(os, "fsync", without_folders)
-    checkpoint.save(path, state(), METADATA)
+    if code in (errno.EINVAL, errno.ENOTSUP):
+        checkpoint.save(path, state(), METADATA)
+    else:
+        with pytest.raises(SaveError, match="could not sync the folder .* a power cut may take"):
+            checkpoint.save(path, state(), METADATA)
     assert_same(checkpoint.load(path), state(), METADATA)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_windows_refuses_for_a_moment(path, monkeypatch):

@@ -169,7 +169,7 @@ class FullDisk:
         return getattr(self.file, name)
 
 
-def test_a_full_disk_leaves_whole_lines(path):
+def test_a_full_disk_leaves_whole_lines_and_loses_none(path):
     with RunLog(path) as log:
         log.append(EVENTS[0])
         file, log._file = log._file, FullDisk(log._file)
@@ -177,7 +177,43 @@ def test_a_full_disk_leaves_whole_lines(path):
             log.append(EVENTS[1])
         assert "\n" not in str(caught.value)
         log._file = file
-        assert path.read_bytes().endswith(b"}\n")
+        assert list(read(path)) == EVENTS[:1] and path.read_bytes().endswith(b"}\n")
+        length = log.length
+        log.append(EVENTS[2])  # it waits behind the other
+        assert list(read(path)) == EVENTS[:1]
+        assert path.stat().st_size < length < log.length == log.waiting + path.stat().st_size
+        log.sync()
+        assert log.length == path.stat().st_size and log.waiting == 0
+    assert list(read(path)) == EVENTS
+
+
+def test_a_torn_line_that_could_not_be_cut_off_is_cut_off_later(path):
+    class Broken(FullDisk):
+        def truncate(self, size):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with RunLog(path) as log:
+        log.append(EVENTS[0])
+        file, log._file = log._file, Broken(log._file)
+        with pytest.raises(SaveError, match="No space left"):
+            log.append(EVENTS[1])
+        assert not path.read_bytes().endswith(b"\n")
+        with pytest.raises(SaveError, match="Input/output error"):
+            log.sync()
+        log._file = file
+        log.sync()
+    assert list(read(path)) == EVENTS[:2]
+
+
+def test_lines_that_wait_go_with_what_is_cut_off(path):
+    with RunLog(path) as log:
+        log.append(EVENTS[0])
+        length, file = log.length, log._file
+        log._file = FullDisk(file)
+        with pytest.raises(SaveError):
+            log.append(EVENTS[1])
+        log._file = file
+        assert log.truncate(length) is None
         log.append(EVENTS[2])
     assert list(read(path)) == [EVENTS[0], EVENTS[2]]
 

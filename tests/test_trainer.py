@@ -289,15 +289,28 @@ def test_metrics_that_are_cut_or_gone_are_noted_and_cost_no_weights(
 
 def test_a_run_without_a_checkpoint_starts_again(whole: Path, tmp_path: Path) -> None:
     folder, text = tmp_path / "run", whole.parent / "text.txt"
-    events = begin(folder, files=[text], **EVERY).events()
-    for event in events:
-        if event["event"] == "step" and event["step"] == 5:
-            break
-    events.close()
+    begin(folder, files=[text], **EVERY)
+    (folder / "metrics.jsonl").write_bytes(b'{"event": "start", "st')  # killed in its first line
     assert not (folder / "last.safetensors").exists()
     found = go(resume(folder))
     assert ("step", 1) in kinds(found)
     assert outcome(folder) == outcome(whole)
+
+
+def test_there_is_a_checkpoint_before_the_first_step(whole: Path, tmp_path: Path) -> None:
+    """So whatever is saved first, best or kept, a run that is killed then can go on."""
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    for event in begin(folder, files=[text], **EVERY | dict(eval_every=2)).events():
+        if event["event"] == "step" and event["step"] == 3:
+            break
+    assert {p.name for p in folder.glob("*.safetensors")} == {
+        "last.safetensors",
+        "best.safetensors",
+    }
+    assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] == 0
+    go(begin(tmp_path / "whole", files=[text], **EVERY | dict(eval_every=2)))
+    end(go(resume(folder)))
+    assert outcome(folder) == outcome(tmp_path / "whole")
 
 
 def test_the_same_run_again_is_the_same(whole: Path, tmp_path: Path) -> None:
@@ -641,9 +654,13 @@ def test_patience_is_counted_across_a_resume(tmp_path: Path) -> None:
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
 
 
-def test_interrupted_in_the_last_step_is_finished(whole: Path, tmp_path: Path) -> None:
+def test_interrupted_in_the_last_step_has_its_end_to_come(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    end(go(begin(folder, files=[whole.parent / "text.txt"], **EVERY), 44))
+    end(go(begin(folder, files=[whole.parent / "text.txt"], **EVERY), 44), "interrupted")
+    assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["unvalidated"]
+    found = kinds(go(resume(folder)))
+    assert found == [("start", 44), ("validation", 44), ("sample", 44), ("checkpoint", 44),
+                     ("end", 44)]  # fmt: skip
     assert outcome(folder) == outcome(whole)
 
 
@@ -651,7 +668,7 @@ def test_patience_counts_anew_after_a_better_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 4.0, 4.0, 2.0, 2.0, 9.0, 1.0, 2.0, 2.0, 1.0])
-    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: (10 * next(losses), 10))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **more: (10 * next(losses), 10))
     folder = tmp_path / "run"
     event = end(go(begin(folder, eval_every=1, patience=3)), "patience")
     assert (event["step"], event["best_step"], event["best_val_nats_per_char"]) == (10, 7, 1.0)
@@ -745,7 +762,7 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, math.nan])
-    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments: (10 * next(losses), 10))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *arguments, **more: (10 * next(losses), 10))
     event = end(go(begin(tmp_path / "run", **EVERY)), "diverged")
     assert (event["step"], event["best_step"], event["best_val_nats_per_char"]) == (14, 7, 3.0)
     assert "the validation loss is no longer finite at step 14;" in event["message"]
@@ -753,9 +770,11 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(
     assert (last["step"], last["val_nats_per_char"]) == (12, 3.0)
 
 
-def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
-    event = end(go(begin(tmp_path / "run", optimizer="sgd", learning_rate=1e38)), "diverged")
-    assert "there is no checkpoint yet" in event["message"]
+def test_divergence_before_any_other_checkpoint_leaves_the_first(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, optimizer="sgd", learning_rate=1e38)), "diverged")
+    assert f"{folder / 'last.safetensors'} is kept" in event["message"]
+    assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] == 0
 
 
 def test_moments_that_overflow_are_divergence_too(tmp_path: Path) -> None:

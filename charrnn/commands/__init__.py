@@ -5,14 +5,16 @@ Like all that the command line needs to show its help, they import nothing heavy
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import click
 
 
 def note(text: str) -> None:
-    """Tell the user something that is no result."""
-    click.echo(text, err=True)
+    """Tell the user something that is no result, if there is a way to."""
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        click.echo(text, err=True)
 
 
 def print_json(value: Any) -> None:

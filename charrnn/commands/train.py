@@ -92,10 +92,11 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
 def _stopping(run: Run) -> Iterator[list[int]]:
     """The first SIGINT, SIGTERM or SIGHUP lets ``run`` save and stop, a second one ends at once.
 
-    Yields the list of signals received.
+    One that is ignored, as SIGHUP below nohup, stays ignored. Yields the list of signals received.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -103,8 +104,9 @@ def _stopping(run: Run) -> Iterator[list[int]]:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         run.interrupt()
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nsaving at the end of this step; once more to end at once\n")
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nsaving at the end of this step; once more to end at once\n")
 
     before = [signal.signal(each, stop) for each in numbers]
     try:
