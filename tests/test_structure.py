@@ -130,6 +130,8 @@ CORE = {
     "vocab": {"errors"},
     "data": {"errors", "vocab"},
     "sampling": {"config", "errors", "stepper", "vocab"},
+    "session": {"checkpoint", "config", "errors", "model", "sampling", "stepper", "vocab"},
+    "console": {"config", "errors", "heatmap", "options", "sampling", "session", "surprise"},
     "evaluate": {"errors"},
     "chart": set(),
     "terminal": {"chart"},
