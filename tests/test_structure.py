@@ -152,6 +152,7 @@ CORE = {
         "page",
         "passes",
     },
+    "tensorboard": {"errors"},
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 @click.option(
     "--live", is_flag=True, help="Show curves on the full screen; q goes back to the bar."
 )
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write event files for TensorBoard into the run."
+)
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
 @options_of(*Config.sections().values())
 def train(
@@ -40,6 +43,7 @@ def train(
     init_from: str | None,
     on_unknown: str,
     live: bool,
+    tensorboard: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -52,14 +56,19 @@ def train(
     _check_start(files, given_of(click.get_current_context().params))
 
     from charrnn import runs
+    from charrnn import tensorboard as board
     from charrnn.live import beside
 
+    if tensorboard:
+        board.check()
     if resume is not None:
         run = runs.resume(resume, files, changes)
     else:
         run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
     with _stopping(run) as signals:
         events = run.events()
+        if tensorboard:
+            events = board.written(events, run.folder)
         if live:
             events = beside(events, run.folder, sys.stdin, sys.stderr)
         end = monitor.show(events, quiet=quiet)
