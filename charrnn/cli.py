@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from charrnn import __version__
+from charrnn import __version__, completion
 from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
@@ -115,4 +115,5 @@ def cli(ctx: click.Context) -> None:
 
 
 for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients, bench):
+    completion.prepare(command)
     cli.add_command(command)

@@ -153,6 +153,7 @@ CORE = {
         "passes",
     },
     "tensorboard": {"errors"},
+    "completion": set(),
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",
