@@ -10,11 +10,13 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
 
 from charrnn import __version__, completion
+from charrnn.commands import VERBOSE
 from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
@@ -62,8 +64,12 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except (CharRNNError, MemoryError):
+            _trace(ctx)
+            raise
         except OSError as error:
             if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
+                _trace(ctx)
                 raise
             # As with `| head`: nobody reads on, and that is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,6 +86,12 @@ class Commands(click.Group):
                 + (f", did you mean {close[0]!r}?" if close else f": use {', '.join(known)}")
             )
         return super().resolve_command(ctx, args)
+
+
+def _trace(ctx: click.Context) -> None:
+    """With --verbose: where the error came from, before its line."""
+    if VERBOSE in ctx.meta:
+        click.echo(traceback.format_exc(), err=True, nl=False)
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn import monitor
-from charrnn.commands import note, print_json
+from charrnn.commands import note, print_json, tell_details, verbose
 from charrnn.config import flag
 from charrnn.options import as_json, count_option, given_of, on_unknown
 
@@ -44,6 +44,7 @@ SHOWN, ON_PAGE, PLACES = 2_000, 20_000, 10
 @click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
 @on_unknown("skip", "map", "error")
 @as_json
+@verbose
 def evaluate(
     model: str,
     files: tuple[str, ...],
@@ -85,6 +86,7 @@ def evaluate(
         note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
     for each in lm.notes:
         note(each)
+    tell_details(lm.model, lm.config.options())
     more = {"losses": True} if seen else {}
     scores = lm.evaluate(
         corpus.text, exact=exact, baselines=baselines, on_unknown=on_unknown, **more

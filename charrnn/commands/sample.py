@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import secrets
 import sys
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from charrnn.commands import note
+from charrnn.commands import note, tell_details, verbose
 from charrnn.config import Config, SampleConfig, flag
 from charrnn.errors import InputError
 from charrnn.options import given_of, on_unknown, options_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "--interactive", "-i", is_flag=True, help="Type a text, see it continue, type on: a session."
 )
+@verbose
 def sample(
     model: str | None,
     prompt: str | None,
@@ -78,6 +80,7 @@ def sample(
         note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
         for text in lm.notes:
             note(text)
+        tell_details(lm.model, dataclasses.asdict(config))
         if color and not colours:
             note("no colours: they need a terminal that has them, and NO_COLOR not to be set")
         if interactive:
