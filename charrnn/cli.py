@@ -91,11 +91,11 @@ class Commands(click.Group):
 def _trace(ctx: click.Context) -> None:
     """With --verbose: where the error came from, before its line."""
     if VERBOSE in ctx.meta:
-        click.echo(traceback.format_exc(), err=True, nl=False)
+        click.echo(traceback.format_exc(), file=sys.stderr, nl=False)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    click.echo("Error: " + " ".join(message.splitlines()), err=True)
+    click.echo("Error: " + " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(status)
 
 

@@ -55,7 +55,7 @@ def end_event(reason="finished", message=None):
 
 
 class FakeRun:
-    folder = Path("runs/book")
+    folder, config = Path("runs/book"), Config()
 
     def __init__(self, *events, during=lambda: None):
         self.given, self.during, self.interrupted = events, during, False

@@ -168,7 +168,7 @@ PATIENCE = 120  # seconds; compiling takes some
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("console")
-    (folder / "text.txt").write_text("the time traveller said, " * 80)
+    (folder / "text.txt").write_text("the time traveller said, in a café. " * 60, encoding="utf-8")
     run_python(f"""
 import os
 os.chdir({str(folder)!r})
@@ -196,9 +196,9 @@ def piped(folder, text, *more, **env):
 
 
 def test_lines_from_a_pipe(run_folder):
-    done = piped(run_folder, "the é\n/bad\n\n".encode(), "-i")
+    done = piped(run_folder, "the ñ\n/bad\n\n".encode(), "-i")
     assert done.returncode == 0, done.stderr
-    alone = piped(run_folder, b"", "--prompt", "the é")
+    alone = piped(run_folder, b"", "--prompt", "the ñ")
     assert done.stdout.startswith(alone.stdout)
     assert len(done.stdout.decode().replace("\n", "")) == 5 + 2 * 50
     assert b"Error: /bad is no command" in done.stderr and b"> " not in done.stdout
@@ -215,12 +215,13 @@ def test_colours_without_a_terminal_are_none(run_folder):
 class Terminal:
     """A process on a terminal of its own."""
 
-    def __init__(self, folder, *more, **env):
+    def __init__(self, folder, *more, command=(), **env):
         import pty
 
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            arguments(*more), cwd=folder, env=environment(folder, **env),
+            [sys.executable, "-m", "charrnn", *command] if command else arguments(*more),
+            cwd=folder, env=environment(folder, **env),
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )  # fmt: skip

@@ -154,6 +154,7 @@ CORE = {
     },
     "tensorboard": {"errors"},
     "completion": set(),
+    "details": {"kernels", "model", "threads", "trainer"},
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",

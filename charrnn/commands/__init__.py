@@ -5,28 +5,35 @@ Like all that the command line needs to show its help, they import nothing heavy
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from charrnn.model import Model
+    from charrnn.api import LanguageModel
+    from charrnn.trainer import Run
 
 VERBOSE = "charrnn.verbose"
 """Key of a context's ``meta``: with ``--verbose`` a clock of compilation."""
 
 
+def echo(text: str) -> None:
+    """Print a line of a result. Given its stream, click leaves the terminal's encoding alone."""
+    click.echo(text, file=sys.stdout)
+
+
 def note(text: str) -> None:
     """Tell the user something that is no result."""
-    click.echo(text, err=True)
+    click.echo(text, file=sys.stderr)
 
 
 def print_json(value: Any) -> None:
     """Print a result as indented JSON."""
     from charrnn.runlog import dump_json
 
-    click.echo(dump_json(value, indent=2).decode())
+    echo(dump_json(value, indent=2).decode())
 
 
 def _start_clock(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -46,11 +53,11 @@ verbose = click.option(
 )
 
 
-def tell_details(model: Model, options: Mapping[str, Any]) -> None:
+def tell_details(work: Run | LanguageModel, options: Mapping[str, Any]) -> None:
     """With ``--verbose``: what a command works with, and when it ends what that took."""
     ctx = click.get_current_context()
     if VERBOSE in ctx.meta:
         from charrnn import details
 
-        note("\n".join(details.work(model, options)))
+        note("\n".join(details.work(work.model, options)))
         ctx.call_on_close(lambda: note(details.effort(ctx.meta[VERBOSE])))

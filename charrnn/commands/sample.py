@@ -80,7 +80,7 @@ def sample(
         note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
         for text in lm.notes:
             note(text)
-        tell_details(lm.model, dataclasses.asdict(config))
+        tell_details(lm, dataclasses.asdict(config))
         if color and not colours:
             note("no colours: they need a terminal that has them, and NO_COLOR not to be set")
         if interactive:

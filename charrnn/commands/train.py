@@ -66,7 +66,7 @@ def train(
         run = runs.resume(resume, files, changes)
     else:
         run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
-    tell_details(run.model, run.config.options())
+    tell_details(run, run.config.options())
     with _stopping(run) as signals:
         events = run.events()
         if tensorboard:
