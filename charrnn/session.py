@@ -35,6 +35,7 @@ from charrnn.vocab import Vocabulary
 FILE_SUFFIX = ".safetensors"
 TAIL = 60  # characters that remind a person of where the text is
 MOST_UNDONE = 100
+MANY = 10_000  # symbols of a turn that are read again rather than a state kept
 LONGEST_SYMBOL = 4  # bytes of a character in UTF-8
 
 
@@ -145,6 +146,9 @@ class Session:
             for ids, bits in self._symbols(first, random, turn):
                 piece = turn.take(ids, bits)
                 self._append(piece.text)
+                if len(turn.ids) > MANY and turn.symbols_out == len(turn.ids):
+                    start = self._stepper.place()
+                    turn.forget()
                 yield piece
                 if turn.outlet.ended:
                     return
@@ -292,9 +296,13 @@ class _Turn:
             self._open = (0.0, 0)
         return self.outlet.release(text, last)
 
+    def forget(self) -> None:
+        """Begin to count anew, when all symbols are out."""
+        self.ids, self._costs, self._out = [], [], 0
+
     @property
     def symbols_out(self) -> int:
-        """How many symbols the text that is out was made of."""
+        """How many symbols the text that is out was made of, of those that are counted."""
         return sum(count for _, count in self._costs[: self._out])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from charrnn import checkpoint
+from charrnn import session as session_module
 from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.model import Model
@@ -92,6 +93,20 @@ def test_a_first_symbol_drawn_evenly_costs_the_bits_of_its_number():
     assert turn(s) == sample(s.model, vocabulary, s.config, seed=5)[0]
 
 
+def test_a_long_turn_keeps_little(monkeypatch):
+    kept = []
+    monkeypatch.setattr(session_module, "MANY", 100)
+    forget = session_module._Turn.forget
+    monkeypatch.setattr(
+        session_module._Turn, "forget", lambda self: kept.append(len(self.ids)) or forget(self)
+    )
+    s = session(length=2000)
+    s.feed("a")
+    text = turn(s)
+    assert len(kept) > 5 and max(kept) < 300
+    assert "a" + text == sample(s.model, LETTERS, s.config, prompt="a", seed=5)[0]
+
+
 def test_what_was_not_taken_was_not_read():
     s = session(length=1000)
     s.feed("a")
@@ -105,8 +120,10 @@ def test_what_was_not_taken_was_not_read():
     assert turn(s) == turn(fresh)
 
 
+@pytest.mark.parametrize("many", [session_module.MANY, 8])
 @pytest.mark.parametrize("prompt", ["a", ""])
-def test_a_stop_string_is_not_read(prompt):
+def test_a_stop_string_is_not_read(prompt, many, monkeypatch):
+    monkeypatch.setattr(session_module, "MANY", many)
     s = session(length=400)
     s.feed(prompt)
     text = turn(s)

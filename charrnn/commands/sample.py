@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import math
 import secrets
 import sys
@@ -119,10 +120,11 @@ def _talk(session: Session, on_unknown: str, start: str | bytes, colours: bool) 
     """The session, until its lines end."""
     from charrnn.console import Console
 
-    if not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
-    Console(session, on_unknown, sys.stdin, sys.stdout, sys.stderr, colours).run(start)
+    keys: Any = sys.stdin or io.TextIOWrapper(io.BytesIO())  # it may be closed
+    if not keys.isatty():
+        keys.reconfigure(encoding="utf-8")
+    keys.reconfigure(errors="replace")
+    Console(session, on_unknown, keys, sys.stdout, sys.stderr, colours).run(start)
 
 
 def _write_coloured(file: TextIO, prompt: str, session: Session, count: int) -> None:
