@@ -213,7 +213,10 @@ class Outlet:
 
     def add(self, id: int, last: bool) -> str:
         """The text that is certain now that symbol ``id`` has come; all of it if ``last``."""
-        return "" if self.ended else self.release(self._decoder.decode([id], last), last)
+        if self.ended:
+            return ""
+        text = self._decoder.decode([id], last)
+        return self.release(text, last) if self._stop else text
 
     def release(self, text: str, last: bool) -> str:
         """What is certain now that ``text`` has been decoded."""
