@@ -287,7 +287,7 @@ def test_sigterm_ends_it(run_folder):
 def test_colour_on_a_terminal(run_folder, no_color, coloured):
     terminal = Terminal(run_folder, "--color", "--num-samples", "2", NO_COLOR=no_color)
     assert terminal.end() == 0
-    assert ("surprise: 0 bits" in terminal.seen) is coloured
+    assert ("surprise: 0 [" in terminal.seen) is coloured
     assert ("\x1b[48;5;" in terminal.seen) is coloured
     assert ("no colours: " in terminal.seen) is not coloured
     plain = piped(run_folder, b"", "--num-samples", "2").stdout.decode()

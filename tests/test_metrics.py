@@ -41,7 +41,7 @@ def documented(kind):
 def fields(event):
     """The fields of an event but for those that all have."""
     found = set(event) - {"event", "step"}
-    for name in {"time", "reach"} & found:
+    for name in {"time", "reach", "memorised"} & found:
         found |= {f"{name}.{key}" for key in event[name]}
     return found
 
