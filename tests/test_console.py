@@ -263,7 +263,10 @@ def test_ctrl_c_stops_the_model_and_not_the_session(run_folder):
     time.sleep(0.5)
     terminal.type("\x03")
     terminal.until("> ")
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.until("half a line")  # Python's readline waits on if Ctrl-C comes before it waits
+    time.sleep(0.2)
+    terminal.type("\x03")
     terminal.until("> ")
     terminal.type("/undo\n")
     assert "there is no text" in terminal.until("\n> ")
