@@ -11,11 +11,13 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import click
 
-from charrnn import __version__
+from charrnn import __version__, completion
+from charrnn.commands import VERBOSE
 from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
@@ -63,8 +65,12 @@ class Commands(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
+        except (CharRNNError, MemoryError):
+            _trace(ctx)
+            raise
         except OSError as error:
             if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
+                _trace(ctx)
                 raise
             # As with `| head`: nobody reads on, and that is no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,9 +89,15 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _trace(ctx: click.Context) -> None:
+    """With --verbose: where the error came from, before its line."""
+    if VERBOSE in ctx.meta:
+        click.echo(traceback.format_exc(), file=sys.stderr, nl=False)
+
+
 def _fail(message: str, status: int) -> NoReturn:
     with contextlib.suppress(OSError):  # nobody may be there to read it
-        click.echo("Error: " + " ".join(message.splitlines()), err=True)
+        click.echo("Error: " + " ".join(message.splitlines()), file=sys.stderr)
     sys.exit(status)
 
 
@@ -117,4 +129,5 @@ def cli(ctx: click.Context) -> None:
 
 
 for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients, bench):
+    completion.prepare(command)
     cli.add_command(command)

@@ -170,11 +170,27 @@ def _shaded(row: Sequence[tuple[str, float]], style: Style, palette: Palette) ->
         return ["".join(cell for cell, _ in row).rstrip(), shades.rstrip()]
     line, last = "", ""
     for cell, shade in row:
-        ink = 39 if np.isnan(shade) else 97 if shade < palette.bright else 30
-        colour = _colour(shade, style, 48, palette) + f"\x1b[{ink}m"
+        colour = _ground(shade, style, palette)
         line += (colour if colour != last else "") + cell
         last = colour
     return [line + RESET]
+
+
+def _ground(shade: float, style: Style, palette: Palette) -> str:
+    """The colour behind a character, and one to read it by."""
+    ink = 39 if np.isnan(shade) else 97 if shade < palette.bright else 30
+    return _colour(shade, style, 48, palette) + f"\x1b[{ink}m"
+
+
+def shaded_stream(text: str, shades: Sequence[float], style: Style) -> str:
+    """A text on its way out to a terminal with colours, each character shaded by its level."""
+    out, last = [], ""
+    for char, shade in zip(text, shades, strict=True):
+        # A line break on a ground of its own would colour the rest of the line.
+        colour = RESET if char in "\r\n" else _ground(shade, style, VIRIDIS)
+        out.append(char if colour == last else colour + char)
+        last = colour
+    return "".join([*out, RESET])
 
 
 def emphasis(letter: str, style: Style) -> str:

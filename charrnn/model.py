@@ -201,9 +201,15 @@ class Model:
         run.run_forward()
         return run.state()
 
-    def stepper(self, batch: int, config: SampleConfig, unknown: int | None = None) -> Stepper:
-        """What draws ``batch`` samples side by side."""
-        return Stepper(self, batch, config, unknown)
+    def stepper(
+        self,
+        batch: int,
+        config: SampleConfig,
+        unknown: int | None = None,
+        surprise: bool = False,
+    ) -> Stepper:
+        """What draws ``batch`` samples side by side; with ``surprise`` it keeps theirs."""
+        return Stepper(self, batch, config, unknown, surprise)
 
     def gradients(
         self, ids: np.ndarray, targets: np.ndarray, state: State | None = None

@@ -153,10 +153,11 @@ class _View:
                 total=e["total_steps"],
                 initial=e["step"],
                 file=self.stream,
-                dynamic_ncols=True,
+                ncols=self.columns(),
                 leave=False,
                 bar_format=f"step {e['step']}/{e['total_steps']} |{{bar}}|",
             )
+            self.bar.dynamic_ncols = lambda stream: (self.columns(), None)
 
     def on_step(self, event: Event) -> None:
         # Runs thousands of times a second: nothing is formatted before it is due.
@@ -202,13 +203,15 @@ class _View:
             self.bar.refresh()
 
     def columns(self) -> int:
-        """Width of the terminal; lines that go elsewhere may be long."""
+        """Width of the terminal, or COLUMNS if that is less; lines elsewhere may be long."""
         if not self.terminal:
             return 200
         try:
-            return os.get_terminal_size(self.stream.fileno()).columns
+            found = os.get_terminal_size(self.stream.fileno()).columns
         except (OSError, ValueError, AttributeError):
-            return 80
+            found = 80
+        asked = os.environ.get("COLUMNS", "")
+        return min(found, int(asked)) if asked.isdecimal() and int(asked) else found
 
     def on_validation(self, event: Event) -> None:
         self.val_nats = event["val_nats_per_char"]

@@ -36,7 +36,7 @@ class SectionedCommand(click.Command):
 class Number(click.ParamType):
     """Text to a number. What is none stays text: config.py refuses it, as every bad value."""
 
-    def __init__(self, kind: type[int] | type[float], word: str | None) -> None:
+    def __init__(self, kind: type[int] | type[float], word: str | None = None) -> None:
         self.kind = kind
         self.name = {int: "integer", float: "number"}[kind] + (f"|{word}" if word else "")
 

@@ -3,7 +3,8 @@
 ``metrics.jsonl``, schema 1: UTF-8, one event a line, each a strict JSON object with ``event`` and
 ``step``, the number of training steps done. Losses are nats per character. What depends on the
 clock is under ``time``; all else is the same whenever the run is repeated or resumed. A number
-that is not finite is null. Readers ignore keys and events that they do not know.
+that is not finite is null. Readers ignore keys and events that they do not know. docs/metrics.md
+is for users and has the units.
 
 ==========  =====================================================================================
 event       further keys

@@ -31,6 +31,9 @@ class Stepper(Protocol):
     def draw(self, u: Floats) -> NDArray[np.integer]: ...
 
 
+Random = np.random.Generator
+
+
 class SteppingModel(Protocol):
     """What `generate` needs of a model."""
 
@@ -81,12 +84,9 @@ def generate(
     InputError
         At once, for what is wrong with the arguments; while iterating, if logits are not finite.
     """
-    if not 0 <= seed < 2**64:
-        raise InputError(f"--seed is {seed}: it must be a whole number from 0 to 2**64 - 1")
-    stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if "" in stop:
-        raise InputError("--stop is empty: give at least one character, or leave it out")
-    return _steps(model, vocabulary, config, vocabulary.encode(prompt, on_unknown), seed, stop)
+    check_seed(seed)
+    ids = vocabulary.encode(prompt, on_unknown)
+    return _steps(model, vocabulary, config, ids, seed, stop_strings(stop))
 
 
 def sample(
@@ -107,6 +107,25 @@ def sample(
     return ["".join(pieces) for pieces in zip([start] * config.num_samples, *steps, strict=True)]
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of samples."""
+    if not 0 <= seed < 2**64:
+        raise InputError(f"--seed is {seed}: it must be a whole number from 0 to 2**64 - 1")
+
+
+def stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings, none of which may be empty; a single one may stand for itself."""
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if "" in stop:
+        raise InputError("--stop is empty: give at least one character, or leave it out")
+    return stop
+
+
+def random_numbers(seed: int, index: int) -> Random:
+    """The random numbers of one sample."""
+    return np.random.Generator(np.random.Philox(key=seed + (index << 64)))
+
+
 def unknown_note(vocabulary: Vocabulary, prompt: str | bytes, on_unknown: str) -> str | None:
     """A line that names the prompt's unknown characters and what became of them; None if none."""
     missing = vocabulary.missing(prompt)
@@ -125,7 +144,7 @@ def _steps(
     stop: tuple[str, ...],
 ) -> Iterator[list[str]]:
     """The steps of `generate`, whose arguments it has checked."""
-    samples = [_Sample(vocabulary.decoder(), stop) for _ in range(config.num_samples)]
+    samples = [Outlet(vocabulary.decoder(), stop) for _ in range(config.num_samples)]
     done = 0
     for ids in _drawn(model, vocabulary, config, prompt, seed):
         for row in ids.tolist():
@@ -143,23 +162,38 @@ def _drawn(
     prompt: NDArray[np.unsignedinteger],
     seed: int,
 ) -> Iterator[NDArray[np.integer]]:
-    """The symbols of all samples: ``config.length`` rows in pieces (n, B).
+    """The symbols of all samples: ``config.length`` rows in pieces (n, B)."""
+    left, random = config.length, [random_numbers(seed, i) for i in range(config.num_samples)]
+    stepper = model.stepper(len(random), config, vocabulary.unknown)
+    if len(prompt):
+        stepper.feed(prompt[:, None])
+    elif left:
+        first = begin(stepper, vocabulary, random)
+        yield first
+        left -= len(first)
+    yield from drawn(stepper, random, left)
+
+
+def begin(
+    stepper: Stepper, vocabulary: Vocabulary, random: Sequence[Random]
+) -> NDArray[np.integer]:
+    """Begin samples that have no prompt; their first symbols (1, B), or none (0, B)."""
+    newline = vocabulary.encode("\n", "skip")
+    if len(newline):
+        stepper.feed(newline[:, None], remember=False)
+        return np.zeros((0, len(random)), np.int64)
+    known = np.array([i for i in range(vocabulary.size) if i != vocabulary.unknown])
+    first = known[[[int(r.random() * len(known)) for r in random]]]
+    stepper.feed(first)
+    return first
+
+
+def drawn(stepper: Stepper, random: Sequence[Random], left: int) -> Iterator[NDArray[np.integer]]:
+    """The next ``left`` symbols of all samples in pieces (n, B), one stream of numbers for each.
 
     A piece is one row at first, for a quick start, and grows while it takes less than `PATIENCE`.
     """
-    batch, left, n = config.num_samples, config.length, 1
-    # One stream of random numbers for each sample.
-    random = [np.random.Generator(np.random.Philox(key=seed + (i << 64))) for i in range(batch)]
-    stepper = model.stepper(batch, config, vocabulary.unknown)
-    context = prompt if len(prompt) else vocabulary.encode("\n", "skip")
-    if len(context):
-        stepper.feed(context[:, None], remember=len(prompt) > 0)
-    elif left:
-        known = np.array([i for i in range(vocabulary.size) if i != vocabulary.unknown])
-        first = known[[[int(r.random() * len(known)) for r in random]]]
-        stepper.feed(first)
-        yield first
-        left -= 1
+    n = 1
     while left:
         n = min(n, left)
         began = time.perf_counter()
@@ -168,7 +202,7 @@ def _drawn(
         n = min(2 * n, MOST) if time.perf_counter() - began < PATIENCE / 2 else max(1, n // 2)
 
 
-class _Sample:
+class Outlet:
     """The text of one sample on its way out: decoded, and ended where a stop string comes."""
 
     def __init__(self, decoder: StreamDecoder, stop: tuple[str, ...]) -> None:
@@ -182,6 +216,10 @@ class _Sample:
         if self.ended:
             return ""
         text = self._decoder.decode([id], last)
+        return self.release(text, last) if self._stop else text
+
+    def release(self, text: str, last: bool) -> str:
+        """What is certain now that ``text`` has been decoded."""
         if not self._stop:
             return text
         released = ""

@@ -20,7 +20,7 @@ from charrnn.characters import Characters, cells, characters, letters, place, qu
 from charrnn.chart import columns_of
 from charrnn.data import Corpus
 from charrnn.errors import InputError
-from charrnn.heatmap import Style, emphasis, scale, shaded_text
+from charrnn.heatmap import Style, emphasis, scale, shaded_stream, shaded_text
 from charrnn.model import Model
 from charrnn.vocab import Vocabulary
 
@@ -224,6 +224,16 @@ def lines(found: Surprise, shown: Part, style: Style, width: int) -> list[str]:
         "",
         scale("0", f"{BITS:g} bits or more; {shown}", style),
     ]
+
+
+def stream(text: str, bits: Sequence[float], style: Style) -> str:
+    """A text on its way out to a terminal with colours, and the bits of each character."""
+    return shaded_stream(text, [min(cost / BITS, 1.0) for cost in bits], style)
+
+
+def stream_scale(style: Style) -> str:
+    """The line that says what the colours of `stream` mean."""
+    return scale("surprise: 0", f"{BITS:g} bits or more", style)
 
 
 def place_lines(found: Surprise, places: Sequence[Place], style: Style) -> list[str]:

@@ -216,6 +216,11 @@ class StreamDecoder:
         self._vocabulary = vocabulary
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def pending(self) -> bool:
+        """Whether a character is not complete yet."""
+        return bool(self._utf8.getstate()[0])
+
     def decode(self, ids: Sequence[int], final: bool = False) -> str:
         """The text of the next ids, as far as it is complete; all of it if ``final``."""
         symbols: Any = self._vocabulary.symbols  # quicker than an array for an id or two

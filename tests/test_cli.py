@@ -55,7 +55,7 @@ def end_event(reason="finished", message=None):
 
 
 class FakeRun:
-    folder = Path("runs/book")
+    folder, config = Path("runs/book"), Config()
 
     def __init__(self, *events, during=lambda: None):
         self.given, self.during, self.interrupted = events, during, False
@@ -307,6 +307,19 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
         (
             "sample --prompt a --prompt-file b",
             "--prompt and --prompt-file are both given: use one (see: charrnn sample --help)",
+        ),
+        (
+            "sample -i --num-samples 2",
+            "--num-samples cannot be used with --interactive (see: charrnn sample --help)",
+        ),
+        (
+            "sample -i --output o",
+            "--output cannot be used with --interactive (see: charrnn sample --help)",
+        ),
+        (
+            "sample -i --prompt-file -",
+            "--prompt-file - with --interactive: lines come from there; name a file "
+            "(see: charrnn sample --help)",
         ),
         ("sample --top-p 0", "--top-p is 0.0: it must be a number above 0 and at most 1"),
     ],

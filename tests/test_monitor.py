@@ -267,6 +267,8 @@ LONG_END = END | {
 @pytest.mark.parametrize(
     "columns, left, right",
     [
+        ((200, 80), SHORT, "|1.23 nats 1.78 bits val 1.30 124k/s 3h57m grad 0.52"),
+        ((80, 200), SHORT, "|1.23 nats 1.78 bits val 1.30 124k/s 3h57m grad 0.52"),
         (80, SHORT, "|1.23 nats 1.78 bits val 1.30 124k/s 3h57m grad 0.52"),
         (90, SHORT, "|1.234 nats 1.78 bits val 1.300 124k/s 3h57m grad 0.52"),
         (139, SHORT, "|1.234 nats 1.78 bits val 1.300 124k/s 3h57m grad 0.52"),
@@ -278,7 +280,8 @@ LONG_END = END | {
         ),
     ],
 )
-def test_the_bar_of_a_long_run_fits_with_everything_in_it(columns, left, right):
+def test_the_bar_of_a_long_run_fits_with_everything_in_it(columns, left, right, monkeypatch):
+    """``columns`` of the terminal, or of it and COLUMNS."""
     import fcntl
     import pty
     import struct
@@ -288,9 +291,14 @@ def test_the_bar_of_a_long_run_fits_with_everything_in_it(columns, left, right):
         def fileno(self):
             return theirs
 
+    monkeypatch.delenv("COLUMNS", raising=False)
+    size = columns
+    if isinstance(columns, tuple):
+        size, columns = columns[0], min(columns)
+        monkeypatch.setenv("COLUMNS", str(280 - size))
     ours, theirs = pty.openpty()
     try:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, size, 0, 0))
         stream = Sized()
         monitor.show([LONG_START, validation(12000, 1.3), LONG_STEP], stream=stream)
     finally:

@@ -130,6 +130,8 @@ CORE = {
     "vocab": {"errors"},
     "data": {"errors", "vocab"},
     "sampling": {"config", "errors", "stepper", "vocab"},
+    "session": {"checkpoint", "config", "errors", "model", "sampling", "stepper", "vocab"},
+    "console": {"config", "errors", "heatmap", "options", "sampling", "session", "surprise"},
     "evaluate": {"errors"},
     "chart": set(),
     "terminal": {"chart"},
@@ -150,6 +152,9 @@ CORE = {
         "page",
         "passes",
     },
+    "tensorboard": {"errors"},
+    "completion": set(),
+    "details": {"kernels", "model", "threads", "trainer"},
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",

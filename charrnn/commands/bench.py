@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from charrnn.commands import note, print_json
+from charrnn.commands import echo, note, print_json
 from charrnn.config import Config, DataConfig, TrainConfig
 from charrnn.errors import InputError
 from charrnn.options import SectionedCommand, as_json, given_of, options_of
@@ -64,6 +64,6 @@ def bench(torch: bool | None, vocab_size: int, as_json: bool, **options: Any) ->
         note(f"measuring {task.title} ...")
         reports.append(bench.measure(task, installed if torch is None else torch))
         if not as_json:
-            click.echo("\n".join([*([] if reports[1:] else [head]), "", *bench.lines(reports[-1])]))
+            echo("\n".join([*([] if reports[1:] else [head]), "", *bench.lines(reports[-1])]))
     if as_json:
         print_json({"machine": machine, "versions": versions, "reports": reports})

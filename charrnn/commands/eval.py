@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn import monitor
-from charrnn.commands import note, print_json
+from charrnn.commands import echo, note, print_json, tell_details, verbose
 from charrnn.config import flag
 from charrnn.options import as_json, count_option, given_of, on_unknown
 
@@ -44,6 +44,7 @@ SHOWN, ON_PAGE, PLACES = 2_000, 20_000, 10
 @click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
 @on_unknown("skip", "map", "error")
 @as_json
+@verbose
 def evaluate(
     model: str,
     files: tuple[str, ...],
@@ -85,6 +86,7 @@ def evaluate(
         note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
     for each in lm.notes:
         note(each)
+    tell_details(lm, lm.config.options())
     more = {"losses": True} if seen else {}
     scores = lm.evaluate(
         corpus.text, exact=exact, baselines=baselines, on_unknown=on_unknown, **more
@@ -110,7 +112,7 @@ def evaluate(
         style = style_of(sys.stdout)
         lines = surprise.lines(found, shown, style, shutil.get_terminal_size().columns)
         listing = surprise.place_lines(found, listed, style)
-        click.echo("\n".join(["", *lines, *([""] if listing else []), *listing]))
+        echo("\n".join(["", *lines, *([""] if listing else []), *listing]))
 
 
 def _write_page(
@@ -130,12 +132,12 @@ def _print_scores(lm: LanguageModel, scores: Mapping[str, Any], as_json: bool) -
     if as_json:
         print_json({"model": str(lm.path), **scores})
         return
-    click.echo(f"{lm.path} on {scores['chars']:,} characters")
-    click.echo(f"  model   {_units(scores)}")
+    echo(f"{lm.path} on {scores['chars']:,} characters")
+    echo(f"  model   {_units(scores)}")
     for name in ("ngram", "xz"):
         if f"{name}_bits_per_char" in scores:
             nats = scores[f"{name}_bits_per_char"] * math.log(2)
-            click.echo(f"  {dict(ngram='5-gram').get(name, name):<6}  {monitor.units(nats)}")
+            echo(f"  {dict(ngram='5-gram').get(name, name):<6}  {monitor.units(nats)}")
 
 
 def _units(scores: Mapping[str, Any]) -> str:

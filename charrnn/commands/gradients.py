@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from charrnn.commands import note, print_json
+from charrnn.commands import echo, note, print_json
 from charrnn.config import ModelConfig, flag
 from charrnn.options import (
     SectionedCommand,
@@ -113,7 +113,7 @@ def gradients(
     if as_json:
         print_json(view.json)
     else:
-        click.echo("\n".join(view.lines))
+        echo("\n".join(view.lines))
 
 
 def _check_gradients(models: Sequence[str], show: str | None, untrained: bool) -> None:

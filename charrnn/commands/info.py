@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from charrnn.chart import printable
-from charrnn.commands import print_json
+from charrnn.commands import echo, print_json
 from charrnn.options import as_json, word
 
 
@@ -37,10 +37,10 @@ def print_tree(tree: Mapping[str, Any], indent: str = "") -> None:
     )
     for key, value in tree.items():
         if isinstance(value, dict):
-            click.echo(f"{indent}{printable(key)}")
+            echo(f"{indent}{printable(key)}")
             print_tree(value, indent + "  ")
         else:
-            click.echo(f"{indent}{printable(key):<{width}}  {printable(_fact(value))}")
+            echo(f"{indent}{printable(key):<{width}}  {printable(_fact(value))}")
 
 
 def _fact(value: Any) -> str:

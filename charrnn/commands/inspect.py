@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from charrnn.commands import note, print_json
+from charrnn.commands import echo, note, print_json
 from charrnn.options import as_json, count_option, given_of, on_unknown
 
 SHOWN, ON_PAGE = 400, 4_000
@@ -105,6 +105,6 @@ def inspect(
     else:
         width = shutil.get_terminal_size().columns
         lines = view.lines(style_of(sys.stdout), width) if html is None else view.table()
-        click.echo("\n".join([heading, *lines]))
+        echo("\n".join([heading, *lines]))
     if html is not None:
         note(f"page in {html}, {view.extent()}")

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from charrnn.commands import note, print_json
+from charrnn.commands import echo, note, print_json
 
 RUN_COLUMNS = ("name", "model", "parameters", "step", "best", "state", "age")
 
@@ -34,7 +34,7 @@ def runs(folder: str, sort: str, as_json: bool) -> None:
         print_json(runs)
         return
     for line in listing.table(runs) if runs else ():
-        click.echo(line)
+        echo(line)
     for run in runs:
         if run["problem"] is not None:
             note(run["problem"])

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import math
 import secrets
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from charrnn.commands import note
-from charrnn.config import Config, SampleConfig
+from charrnn.commands import note, tell_details, verbose
+from charrnn.config import Config, SampleConfig, flag
 from charrnn.errors import InputError
 from charrnn.options import given_of, on_unknown, options_of
+
+if TYPE_CHECKING:
+    from charrnn.session import Session
 
 
 @click.command()
@@ -32,6 +37,11 @@ from charrnn.options import given_of, on_unknown, options_of
 )
 @click.option("--output", metavar="FILE", help="Write to a file instead of standard output.")
 @on_unknown("skip", "map", "error")
+@click.option("--color", is_flag=True, help="Colour new characters by their surprise in bits.")
+@click.option(
+    "--interactive", "-i", is_flag=True, help="Type a text, see it continue, type on: a session."
+)
+@verbose
 def sample(
     model: str | None,
     prompt: str | None,
@@ -40,6 +50,8 @@ def sample(
     seed: int | None,
     output: str | None,
     on_unknown: str,
+    color: bool,
+    interactive: bool,
     **options: Any,
 ) -> None:
     """Write text with a model.
@@ -47,32 +59,87 @@ def sample(
     MODEL is a run folder or a checkpoint file; without it, the newest run's best model writes.
     """
     config = SampleConfig(**given_of(options))
-    if prompt is not None and prompt_file is not None:
-        click.get_current_context().fail("--prompt and --prompt-file are both given: use one")
+    _check_sample(given_of(click.get_current_context().params))
+    colours = color and output is None and _has_colours()
 
     from charrnn import api, sampling
 
     lm = api.load(model)
     start = _prompt_text(prompt_file, lm.config) if prompt_file is not None else prompt or ""
     drawn = secrets.randbelow(2**32) if seed is None else seed
-    steps = sampling.generate(
-        lm.model,
-        lm.vocabulary,
-        config,
-        prompt=start,
-        seed=drawn,
-        stop=stop,
-        on_unknown=on_unknown,
-    )
+    arguments: dict[str, Any] = dict(seed=drawn, stop=stop)
+    if interactive or colours:
+        from charrnn.session import Session
+
+        session = Session(lm.model, lm.vocabulary, config, **arguments)
+        lm.vocabulary.encode(start, on_unknown)  # refuses what it must
+    else:
+        steps = sampling.generate(
+            lm.model, lm.vocabulary, config, prompt=start, on_unknown=on_unknown, **arguments
+        )
     with _output(output) as file:
         note(f"model {lm.path}" + (f", seed {drawn}" if seed is None else ""))
         for text in lm.notes:
             note(text)
+        tell_details(lm, dataclasses.asdict(config))
+        if color and not colours:
+            note("no colours: they need a terminal that has them, and NO_COLOR not to be set")
+        if interactive:
+            _talk(session, on_unknown, start, colours)
+            return
         unknown = sampling.unknown_note(lm.vocabulary, start, on_unknown)
         if unknown is not None:
             note(unknown)
         text = start if isinstance(start, str) else start.decode("utf-8", "replace")
-        _write_samples(file, text, steps, config.num_samples)
+        if colours:
+            session.feed(start, on_unknown)
+            _write_coloured(file, text, session, config.num_samples)
+        else:
+            _write_samples(file, text, steps, config.num_samples)
+
+
+def _check_sample(given: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning together."""
+    fail = click.get_current_context().fail
+    if {"prompt", "prompt_file"} <= set(given):
+        fail("--prompt and --prompt-file are both given: use one")
+    if "interactive" in given:
+        if given.get("prompt_file") == "-":
+            fail("--prompt-file - with --interactive: lines come from there; name a file")
+        for name in {"num_samples", "output"} & set(given):
+            fail(f"{flag(name)} cannot be used with --interactive")
+
+
+def _has_colours() -> bool:
+    from charrnn.heatmap import style_of
+
+    return style_of(sys.stdout).colours > 0
+
+
+def _talk(session: Session, on_unknown: str, start: str | bytes, colours: bool) -> None:
+    """The session, until its lines end."""
+    from charrnn.console import Console
+
+    keys: Any = sys.stdin or io.TextIOWrapper(io.BytesIO())  # it may be closed
+    if not keys.isatty():
+        keys.reconfigure(encoding="utf-8")
+    keys.reconfigure(errors="replace")
+    Console(session, on_unknown, keys, sys.stdout, sys.stderr, colours).run(start)
+
+
+def _write_coloured(file: TextIO, prompt: str, session: Session, count: int) -> None:
+    """Stream one sample after the other."""
+    from charrnn import heatmap, surprise
+
+    style, start = heatmap.style_of(file), session.moment()
+    note(surprise.stream_scale(style))
+    for i in range(count):
+        session.return_to(start)
+        file.write(prompt if i == 0 else f"---\n{prompt}")
+        for piece in session.go_on():
+            file.write(surprise.stream(*piece, style))
+            file.flush()
+        file.write("\n")
 
 
 def _prompt_text(path: str, config: Config) -> str | bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from charrnn import monitor
-from charrnn.commands import note
+from charrnn.commands import VERBOSE, note, tell_details, verbose
 from charrnn.config import Config, flag
 from charrnn.errors import Diverged
 from charrnn.options import SectionedCommand, given_of, on_unknown, options_of
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @click.option(
     "--live", is_flag=True, help="Show curves on the full screen; q goes back to the bar."
 )
-@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write event files for TensorBoard into the run."
+)
+@click.option("--quiet", "-q", is_flag=True, help="Show nothing but errors.")
+@verbose
 @options_of(*Config.sections().values())
 def train(
     files: tuple[str, ...],
@@ -40,6 +44,7 @@ def train(
     init_from: str | None,
     on_unknown: str,
     live: bool,
+    tensorboard: bool,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -52,14 +57,20 @@ def train(
     _check_start(files, given_of(click.get_current_context().params))
 
     from charrnn import runs
+    from charrnn import tensorboard as board
     from charrnn.live import beside
 
+    if tensorboard:
+        board.check()
     if resume is not None:
         run = runs.resume(resume, files, changes)
     else:
         run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
+    tell_details(run, run.config.options())
     with _stopping(run) as signals:
         events = run.events()
+        if tensorboard:
+            events = board.written(events, run.folder)
         if live:
             events = beside(events, run.folder, sys.stdin, sys.stderr)
         end = monitor.show(events, quiet=quiet)
@@ -76,6 +87,8 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
     fail = click.get_current_context().fail
     if {"live", "quiet"} <= set(given):
         fail("--live and --quiet are both given: use one")
+    if "quiet" in given and VERBOSE in click.get_current_context().meta:
+        fail("--quiet and --verbose are both given: use one")
     if "resume" in given:
         for name in ("out_dir", "init_from", "on_unknown"):
             if name in given:

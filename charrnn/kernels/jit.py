@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, TypeVar
 import llvmlite
 import numba
 from llvmlite import binding, ir
-from numba.core import caching, config
+from numba.core import caching, config, event
 from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
@@ -55,6 +55,13 @@ compiled = 0
 def versions() -> dict[str, str]:
     """Versions of the compiler."""
     return {"numba": numba.__version__, "llvmlite": llvmlite.__version__}
+
+
+def watch_compiling() -> event.TimingListener:
+    """A clock whose ``duration`` is the time spent compiling from now on, once it is ``done``."""
+    clock = event.TimingListener()
+    event.register("numba:compile", clock)
+    return clock
 
 
 def cache_root() -> Path:
@@ -313,6 +320,7 @@ def _vector_bits() -> int:
 
 VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
 VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
+PROCESSOR = cpu_target.target_context.codegen().magic_tuple()[1]
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 HAS_BF16 = VECTOR_BITS == 512 and "+avx512bf16" in FEATURES
 """Whether that processor has dot products of bfloat16 pairs: their kernels are slow without."""
