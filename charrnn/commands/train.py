@@ -54,10 +54,11 @@ def train(
     from charrnn import runs
     from charrnn.live import beside
 
-    if resume is not None:
-        run = runs.resume(resume, files, changes)
-    else:
-        run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
+    with monitor.reading(quiet) as told:
+        if resume is not None:
+            run = runs.resume(resume, files, changes, told)
+        else:
+            run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     with _stopping(run) as signals:
         events = run.events()
         if live:
