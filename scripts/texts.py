@@ -51,12 +51,13 @@ def watch():
         peak[0] = max(peak[0], memory("RssAnon"))
 threading.Thread(target=watch, daemon=True).start()
 
-options = dict(max_steps=int(steps), val_frac=1e-5, threads=1, eval_every=0)
+options = dict(max_steps=int(steps) + 1, val_frac=1e-5, threads=1, eval_every=0)
 begin, worked = time.perf_counter(), time.process_time()
 made = runs.start([text], Config.from_options(options), run)
 start, worked = time.perf_counter() - begin, time.process_time() - worked
 for event in made.events():
-    pass
+    if event["step"] == int(steps):
+        break
 done.set()
 found = dict(start=start, worked=worked, anonymous=peak[0], mapped=memory("RssFile"))
 print(json.dumps(found))
@@ -92,7 +93,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of training; default: 20")
     parser.add_argument("--sizes", default=",".join(SIZES), help="default: all, by comma")
     args = parser.parse_args()
-    lines = []
+    heads = ["text", "ids are", "start, s", "processor, s", "anonymous, MB", "mapped, MB"]
+    print(markdown(heads, []), flush=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         for kind, alphabet in ALPHABETS.items():
@@ -107,10 +109,9 @@ def main() -> None:
                     m = measured(text, folder, args.steps)
                     seconds = [f"{m[part]:.2f}" for part in ("start", "worked")]
                     mb = [f"{m[part] / 1e6:.0f}" for part in ("anonymous", "mapped")]
-                    lines.append([f"{kind}, {size}", when, *seconds, *mb])
+                    row = [f"{kind}, {size}", when, *seconds, *mb]
+                    print(f"| {' | '.join(row)} |", flush=True)
                 text.unlink()
-    heads = ["text", "ids are", "start, s", "processor, s", "anonymous, MB", "mapped, MB"]
-    print(markdown(heads, lines))
 
 
 if __name__ == "__main__":
