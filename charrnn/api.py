@@ -11,9 +11,10 @@ import numpy as np
 
 from charrnn import checkpoint, evaluate, facts, sampling
 from charrnn.config import Config, SampleConfig
-from charrnn.data import STDIN, read_corpus, split
+from charrnn.data import Corpus, read_corpus, split
 from charrnn.errors import InputError
 from charrnn.model import Gradients, Model, State, weights_of
+from charrnn.reading import STDIN
 from charrnn.threads import available
 from charrnn.vocab import Vocabulary
 
@@ -79,7 +80,7 @@ class LanguageModel:
 
     def evaluate(
         self,
-        text: str | bytes,
+        text: str | bytes | Corpus,
         *,
         exact: bool = False,
         baselines: bool = False,
@@ -92,11 +93,13 @@ class LanguageModel:
         ``ngram_bits_per_char`` and ``xz_bits_per_char``, unless the training text is gone or has
         changed. ``losses`` adds the nats of every target, an array (N - 1,).
         """
-        ids = self.vocabulary.encode(text, on_unknown)
+        if isinstance(text, Corpus):
+            ids = text.encode(self.vocabulary, on_unknown)
+        else:
+            ids = self.vocabulary.encode(text, on_unknown)
         each = np.empty(max(0, len(ids) - 1), self.config.model.dtype) if losses else None
         nats, count = evaluate.evaluate(self.model, ids, exact=exact, out=each)
-        scored = self.vocabulary.decode(ids[1:])
-        size = len(scored.encode() if isinstance(scored, str) else scored)
+        size = self.vocabulary.utf8_size(ids[1:])
         report: dict[str, Any] = evaluate.report(nats, count, size)
         if each is not None:
             report["losses"] = each
@@ -108,52 +111,50 @@ class LanguageModel:
             report["ngram_bits_per_char"] = ngram_bits_per_char(
                 train_ids, ids, self.vocabulary.size
             )
-            report["xz_bits_per_char"] = xz_bits_per_char(training, text)
+            whole = text.text if isinstance(text, Corpus) else text
+            report["xz_bits_per_char"] = xz_bits_per_char(training, whole)
         return report
 
     def training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""
-        text = self._text()
-        return None if text is None else text[: self._parts(text)[0]]
+        found = self._text()
+        return None if found is None else found.vocabulary.decode(self._parts(found)[0])
 
     def validation_text(self) -> str | bytes | None:
         """What the model was validated on, if anything and if it is still there."""
         corpus, data = self.metadata["corpus"], self.config.data
         if data.val_file:
-            return self._read([data.val_file], data.encoding, corpus.get("val_fingerprint"))
-        text = self._text()
-        if text is None:
-            return None
-        train, val = self._parts(text)
-        return text[train : train + val] or None
+            validated = self._read([data.val_file], corpus.get("val_fingerprint"))
+            return None if validated is None else validated.text
+        found = self._text()
+        return None if found is None else found.vocabulary.decode(self._parts(found)[1]) or None
 
-    def _text(self) -> str | bytes | None:
+    def _text(self) -> Corpus | None:
         """All of the text that training was given, if it is still there."""
-        corpus, encoding = self.metadata["corpus"], self.config.data.encoding
+        corpus = self.metadata["corpus"]
         if not {"sources", "fingerprint"} <= corpus.keys():
             return None
         if STDIN in corpus["sources"]:
-            return self._read([str(self.path.parent / KEPT_TEXT)], "utf-8", corpus["fingerprint"])
-        return self._read(corpus["sources"], encoding, corpus["fingerprint"])
+            return self._read([str(self.path.parent / KEPT_TEXT)], corpus["fingerprint"], kept=True)
+        return self._read(corpus["sources"], corpus["fingerprint"])
 
     def _read(
-        self, sources: Sequence[str], encoding: str, fingerprint: str | None
-    ) -> str | bytes | None:
+        self, sources: Sequence[str], fingerprint: str | None, kept: bool = False
+    ) -> Corpus | None:
         """A text, if it can be read and is still the same."""
         if not are_files(sources):
             return None
+        data = self.config.data
         try:
-            found = read_corpus(sources, level=self.config.data.level, encoding=encoding)
+            found = read_corpus(sources, level=data.level, encoding=data.encoding, kept=kept)
         except InputError:
             return None
-        return found.text if found.fingerprint == fingerprint else None
+        return found if found.fingerprint == fingerprint else None
 
-    def _parts(self, text: str | bytes) -> tuple[int, int]:
-        """Symbols of the text that were trained and validated on."""
+    def _parts(self, text: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids of what was trained, validated and tested on, in the text's own vocabulary."""
         data = self.config.data
-        held_out = 0.0 if data.val_file else data.val_frac
-        train, val, _ = split(np.arange(len(text)), held_out, data.test_frac)
-        return len(train), len(val)
+        return split(text.ids, 0.0 if data.val_file else data.val_frac, data.test_frac)
 
     def forward(
         self, ids: np.ndarray, state: State | None = None

@@ -1,14 +1,13 @@
-"""Files -> text, and ids -> splits, streams and windows."""
+"""Files -> ids, and ids -> splits, streams and windows."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
+import contextlib
 import hashlib
 import os
-import sys
-import zlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -17,39 +16,96 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from charrnn import cache, reading, store
 from charrnn.errors import InputError
+from charrnn.reading import STDIN, Progress, Source
+from charrnn.vocab import CHUNK, Counter, Vocabulary
 
-STDIN = "-"
+FORMAT = 1
+"""Of what the cache says of a text; another one is not found."""
+SETTLED = 2.0
+"""Seconds from a file's last change after which any other one shows in its times."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and where it comes from.
+    """A text as ids, and where it comes from.
 
     Attributes
     ----------
-    text : str, or bytes at level "byte"
+    ids : array (N,) of the smallest unsigned type
+        Places in ``counts``. Those of a large text are mapped from a file.
+    counts : mapping
+        Each symbol of the text, ascending -> how often it occurs.
+    level : "char" or "byte"
     documents : tuple of int
-        Where each source begins in ``text``.
+        Where each source begins in ``ids``.
     sources : tuple of str
         The files in the order in which they were joined; "-" is standard input.
     name : str
         What to call it: the first file without its suffixes, the first folder, or "stdin".
     fingerprint : str
-        See `fingerprint`.
+        SHA-256 (hex) of the text's level, length and content, whatever encoding its files had.
     """
 
-    text: str | bytes = field(repr=False)
+    ids: NDArray[np.unsignedinteger] = field(repr=False)
+    counts: Mapping[Any, int] = field(repr=False)
+    level: str
     documents: tuple[int, ...]
     sources: tuple[str, ...]
     name: str
     fingerprint: str
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def text(self) -> str | bytes:
+        """All of it, str or at level "byte" bytes, in memory."""
+        return self.vocabulary.decode(self.ids)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """That of `ids`: all symbols of the text."""
+        return Vocabulary(self.level, tuple(self.counts))
+
+    def encode(
+        self, vocabulary: Vocabulary, on_unknown: str = "error"
+    ) -> NDArray[np.unsignedinteger]:
+        """Ids in another vocabulary, as `Vocabulary.encode` has them; of a large text mapped."""
+        table = vocabulary.translation(self.counts, on_unknown)
+        if np.array_equal(table, np.arange(len(table))):
+            return self.ids
+        known = table >= 0
+        left = int(np.array(list(self.counts.values())) @ known)
+        table = table.astype(np.min_scalar_type(vocabulary.size - 1))
+
+        def pieces() -> Iterator[NDArray[Any]]:
+            for start in range(0, len(self), CHUNK):
+                ids = self.ids[start : start + CHUNK]
+                yield table.take(ids if known.all() else ids[known.take(ids)])
+
+        return store.gathered(pieces(), left, table.dtype)
+
+    def kept(self) -> Iterator[bytes]:
+        """What to write, piece by piece, to have it again: see `read_corpus`."""
+        vocabulary = self.vocabulary
+        for start in range(0, len(self), CHUNK):
+            yield _bytes(vocabulary.decode(self.ids[start : start + CHUNK]))
+
 
 def read_corpus(
-    paths: Sequence[str | os.PathLike[str]], *, level: str = "char", encoding: str = "utf-8"
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    level: str = "char",
+    encoding: str = "utf-8",
+    kept: bool = False,
+    on_progress: Progress | None = None,
 ) -> Corpus:
     """Read files and join them as they come.
+
+    They are read twice, to count and to encode their characters, a piece at a time. The ids of
+    large texts are kept in the cache, and found there while the files have not changed.
 
     Parameters
     ----------
@@ -61,45 +117,120 @@ def read_corpus(
         end a ``\\n``; "byte" leaves the bytes as they are.
     encoding : str
         Name of a Python text encoding; of no meaning at level "byte".
+    kept : bool
+        Whether they are what `Corpus.kept` gave, to be taken as it is.
+    on_progress : callable or None
+        Is told how much of the work is done, and of how much, or None while a pipe is read.
 
     Raises
     ------
     InputError
-        If something cannot be read or decoded, or the text is empty.
+        If something cannot be read or decoded or changes meanwhile, or the text is empty.
+    SaveError
+        If there is no room for a large text.
     """
     given = [os.fspath(path) for path in paths]
     if not given:
-        raise InputError(f"no text is given: name {_READABLE}")
+        raise InputError(f"no text is given: name {reading.READABLE}")
     if given.count(STDIN) > 1:
         raise InputError(f"{STDIN} is given twice: standard input can be read only once")
-    sources = [source for path in given for source in _files(path)]
-    parts: list[Any] = []
+    told = on_progress or (lambda done, total: None)
+    with contextlib.ExitStack() as opened:
+        sources = [
+            opened.enter_context(closing(Source(file, level, encoding, told, kept=kept)))
+            for path in given
+            for file in reading.files(path)
+        ]
+        entry = _entry(sources)
+        found = entry.find(told) if entry is not None else None
+        ids, facts = found or _encoded(sources, entry, told)
+    symbols = map(chr, facts["codes"]) if level == "char" else facts["codes"]
+    return Corpus(
+        ids=ids,
+        counts=dict(zip(symbols, facts["counts"], strict=True)),
+        level=level,
+        documents=tuple(accumulate(facts["lengths"][:-1], initial=0)),
+        sources=tuple(source.path for source in sources),
+        name=_name(given[0]),
+        fingerprint=facts["fingerprint"],
+    )
+
+
+def _entry(sources: Sequence[Source]) -> store.Entry | None:
+    """Where the cache has, or may have, the ids of these files."""
+    folder = cache.texts()
+    if folder is None or not all(source.stamp for source in sources):
+        return None
+    first = sources[0]
+    files = [os.path.abspath(source.path) for source in sources]
+    return store.Entry(
+        folder,
+        [FORMAT, first.level, first.encoding, first.kept, files],
+        [source.stamp for source in sources],
+    )
+
+
+def _encoded(
+    sources: Sequence[Source], entry: store.Entry | None, on_progress: Progress
+) -> tuple[NDArray[Any], dict[str, Any]]:
+    """The ids of the sources in their own vocabulary, and the facts that belong to them."""
+    size = sum(source.size for source in sources)
+    counter, lengths = _counted(sources, lambda done: on_progress(done, 2 * size))
+    counts, count, level = counter.counts(), sum(lengths), counter.level
+    if not count:
+        titles = ", ".join(source.title for source in sources)
+        raise InputError(f"the text is empty: nothing is in {titles}")
+    vocabulary = Vocabulary.build(counts, level)
+    digest = hashlib.sha256(f"{level} {count}\n".encode())
+
+    def pieces() -> Iterator[NDArray[Any]]:
+        before = size
+        for source, left in zip(sources, lengths, strict=True):
+            for piece in source.pieces():
+                digest.update(_bytes(piece))
+                ids = vocabulary.encode(piece, "skip")
+                left -= len(ids)
+                if left < 0:
+                    raise source.changed()
+                yield ids
+                on_progress(before + source.place, 2 * size)
+            if left:
+                raise source.changed()
+            before += source.size
+
+    newest = max(max(source.stamp[1:3], default=0) for source in sources)
+    path = entry.path if entry is not None and time.time() - newest / 1e9 > SETTLED else None
+    ids = store.gathered(pieces(), count, np.min_scalar_type(vocabulary.size - 1), path)
+    facts = {
+        "codes": [ord(s) for s in counts] if level == "char" else list(counts),
+        "counts": list(counts.values()),
+        "lengths": lengths,
+        "fingerprint": digest.hexdigest(),
+    }
+    if entry is not None and path is not None and not store.is_small(ids.nbytes):
+        entry.keep(ids, facts)
+    return ids, facts
+
+
+def _counted(
+    sources: Sequence[Source], on_progress: Callable[[int], None]
+) -> tuple[Counter, list[int]]:
+    """How often each symbol occurs, and how many there are in each source."""
+    counter, lengths, before, count = Counter(sources[0].level), [], 0, 0
     for source in sources:
-        data = _read(source)
-        parts.append(data if level == "byte" else _decoded(data, _title(source), encoding))
-    text: str | bytes = b"".join(parts) if level == "byte" else "".join(parts)
-    if not text:
-        raise InputError(f"the text is empty: nothing is in {', '.join(map(_title, sources))}")
-    documents = tuple(accumulate(map(len, parts[:-1]), initial=0))
-    return Corpus(text, documents, tuple(sources), _name(given[0]), fingerprint(text))
+        begin = count
+        for piece in source.pieces():
+            counter.add(piece)
+            count += len(piece)
+            store.check_room(count)  # a .gz may hold more than any disk
+            on_progress(before + source.place)
+        lengths.append(count - begin)
+        before += source.size
+    return counter, lengths
 
 
-_READABLE = "text files, .gz files, folders of .txt files, or - for standard input"
-
-
-def fingerprint(text: str | bytes) -> str:
-    """SHA-256 (hex) of a text's level, length and content, whatever encoding its files had."""
-    level = "char" if isinstance(text, str) else "byte"
-    digest = hashlib.sha256(f"{level} {len(text)}\n".encode())
-    piece = 1 << 20  # so that no second copy of the text is made
-    for start in range(0, len(text), piece):
-        part = text[start : start + piece]
-        digest.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
-    return digest.hexdigest()
-
-
-def _title(source: str) -> str:
-    return "standard input" if source == STDIN else source
+def _bytes(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
 
 
 def _name(path: str) -> str:
@@ -110,73 +241,6 @@ def _name(path: str) -> str:
     if absolute.is_dir():
         return absolute.name or "text"  # a root has no name
     return Path(absolute.stem).stem if absolute.suffix.lower() == ".gz" else absolute.stem
-
-
-def _files(path: str) -> list[str]:
-    """The files that a path stands for: itself, or the .txt files of a folder."""
-    if not os.path.isdir(path):
-        return [path]
-    try:
-        names = sorted(name for name in os.listdir(path) if name.lower().endswith(".txt"))
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    files = [file for name in names if os.path.isfile(file := os.path.join(path, name))]
-    if not files:
-        raise InputError(f"the folder {path} has no .txt file: name the files to be read")
-    return files
-
-
-def _read(source: str) -> bytes:
-    """The bytes of a file, unpacked if it is a .gz."""
-    try:
-        if source == STDIN:
-            if sys.stdin is None:
-                raise InputError("standard input is closed: name a file instead of -")
-            return sys.stdin.buffer.read()
-        with gzip.open(source) if source.lower().endswith(".gz") else open(source, "rb") as file:
-            return file.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise InputError(
-            f"{source} is not a gzip file, or a damaged one: only gzip files may end in .gz"
-        ) from None
-    except FileNotFoundError:
-        raise InputError(f"{source!r} does not exist: name {_READABLE}") from None
-    except OSError as error:
-        raise _unreadable(_title(source), error) from None
-
-
-def _unreadable(path: str, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {error.strerror or error}")
-
-
-def _decoded(data: bytes, title: str, encoding: str) -> str:
-    """The text of a file: no byte order mark, every line end a newline."""
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        # Some codecs decode only what follows the byte order mark and count from there.
-        offset = len(data) - len(error.object) + error.start
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and offset < 2
-        other = "utf-16" if wide else "utf-8" if _is_utf8(data) else "latin-1"
-        raise InputError(
-            f"{title} is not {encoding}: byte 0x{data[offset]:02x} at offset {offset} "
-            f"({error.reason}); try --encoding {other} or --level byte"
-        ) from None
-    except (LookupError, ValueError):
-        raise InputError(
-            f"--encoding is {encoding!r}: it must be a text encoding that Python knows, "
-            "such as utf-8, utf-16, latin-1, cp1252 or gb18030"
-        ) from None
-    # The codecs of some encodings remove the mark, that of UTF-8 does not.
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def split(

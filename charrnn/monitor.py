@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -60,6 +60,23 @@ def show(
     return end
 
 
+@contextlib.contextmanager
+def reading(
+    quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives what is to be told how far the reading of a text is; shows it after a second."""
+    view = _Reading(sys.stderr if stream is None else stream)
+    try:
+        yield _ignore if quiet else view.take
+    finally:
+        with contextlib.suppress(OSError):
+            view.close()
+
+
+def _ignore(done: int, total: int | None) -> None:
+    pass
+
+
 def units(nats: float) -> str:
     """A loss, given in nats per character, in every unit."""
     perplexity = math.inf if nats > 700 else math.exp(nats)  # e^710 overflows
@@ -93,6 +110,52 @@ def _short(value: float) -> str:
     if 10 <= value < 1e5:
         return f"{value:.0f}"
     return f"{value:.2g}" if value >= 0.1 else f"{value:.1g}"
+
+
+class _Reading:
+    """A bar, or lines, of how far the reading of a text is."""
+
+    PATIENCE = 1.0
+    """Seconds before anything is shown."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.period = 0.1 if stream.isatty() else 5.0
+        self.started = time.monotonic()
+        self.due = self.started + self.PATIENCE
+        self.bar: tqdm[Any] | None = None
+
+    def take(self, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now < self.due:
+            return
+        self.due = now + self.period
+        seconds = now - self.started
+        if total:
+            left = duration(seconds / done * (total - done)) if done else "?"
+            shown = f"{done / total:.0%}, {left} left"
+        else:
+            shown = f"{done / 1e6:,.0f} MB"
+        with contextlib.suppress(OSError):
+            self.show(shown, done, total)
+
+    def show(self, text: str, done: int, total: int | None) -> None:
+        if not self.stream.isatty():
+            self.stream.write(f"reading the text: {text}\n")
+            self.stream.flush()
+            return
+        line = f"reading the text {'|{bar}| ' if total else ''}{text}"
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(file=self.stream, dynamic_ncols=True, leave=False, bar_format=line)
+        self.bar.total, self.bar.n, self.bar.bar_format = total, done, line
+        self.bar.refresh()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
 
 
 class _View:

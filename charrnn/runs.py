@@ -6,6 +6,7 @@ Nothing is written before all input has been checked.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from charrnn import atomic, checkpoint, facts, runlog
 from charrnn.api import KEPT_TEXT, LanguageModel, are_files, described, load
 from charrnn.config import Config, flag
-from charrnn.data import STDIN, Corpus, fingerprint, read_corpus, split
+from charrnn.data import Corpus, read_corpus, split
 from charrnn.errors import Diverged, InputError
 from charrnn.model import Model, check_room
+from charrnn.reading import STDIN, Progress
 from charrnn.trainer import Event, Run, Text, versions
 from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
@@ -30,6 +32,8 @@ RUN_FACTS = {
     "init_from": str | None,
 }
 """What config.json says that is read again."""
+NUL_SHARE = 0.1
+"""From which share of NUL characters on a text is doubted; UTF-16 read as UTF-8 has up to half."""
 
 
 def start(
@@ -39,6 +43,7 @@ def start(
     init_from: str | None = None,
     on_unknown: str = "add",
     given: Collection[str] = (),
+    on_progress: Progress | None = None,
 ) -> Run:
     """Begin a run.
 
@@ -50,12 +55,13 @@ def start(
     init_from : a run or checkpoint whose weights and vocabulary to begin with
     on_unknown : what becomes of characters that this vocabulary lacks: "add", "map" or "error"
     given : names of the options that were asked for, as opposed to defaults
+    on_progress : is told how far the reading of the text is
     """
     parent = load(init_from) if init_from is not None else None
     if parent is not None:
         config = _inherit(config, parent.config, given)
-    corpus = read_corpus(files, level=config.data.level, encoding=config.data.encoding)
-    val = _val_text(config)
+    corpus = _read(files, config, on_progress)
+    val = _val_text(config, on_progress)
     config = _resolved(config)
     vocabulary = _vocabulary(corpus, val, config, parent, on_unknown)
     text = _prepare(corpus, val, config, vocabulary)
@@ -65,7 +71,7 @@ def start(
     run.model.initialize(config.train.seed)
     if parent is not None:
         _inherit_weights(run.model, parent.model)
-        missing = parent.vocabulary.missing(corpus.text)
+        missing = parent.vocabulary.missing(corpus.counts)
         if missing:
             fate = "added" if on_unknown == "add" else "mapped to the unknown symbol"
             text.notes.append(
@@ -82,14 +88,18 @@ def start(
     with runlog.lock(run.folder):  # somebody else may begin one in the same folder
         runlog.check_free(run.folder)
         if STDIN in corpus.sources:  # it cannot be read again
-            data = corpus.text
-            data = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
-            atomic.write(run.folder / KEPT_TEXT, data)
+            with atomic.replacing(run.folder / KEPT_TEXT) as file:
+                file.writelines(corpus.kept())
         runlog.write_json(run.folder / "config.json", said)
     return run
 
 
-def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None = None) -> Run:
+def resume(
+    run: str,
+    files: Sequence[str] = (),
+    changes: dict[str, Any] | None = None,
+    on_progress: Progress | None = None,
+) -> Run:
     """Go on with a run exactly where its last checkpoint is.
 
     Parameters
@@ -97,6 +107,7 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
     run : its folder, one of its checkpoints, or "latest": the newest run below ``runs/``
     files : nothing, or the run's own text
     changes : options by field name; only the resumable ones may differ from the run's
+    on_progress : is told how far the reading of the text is
 
     Raises
     ------
@@ -115,12 +126,12 @@ def resume(run: str, files: Sequence[str] = (), changes: dict[str, Any] | None =
         known = facts.check(source.metadata["corpus"], facts.CORPUS, f"'corpus' of {source.path}")
     parent = said["init_from"]
     prints = known["fingerprint"], known["val_fingerprint"]
-    corpus = _same_corpus(folder, files, config, known)
+    corpus = _same_corpus(folder, files, config, known, on_progress)
     config = _changed(config, changes or {})
     val_file = config.data.val_file
     if val_file is not None and not are_files([val_file]):
         raise InputError(f"--val-file {val_file} of {folder} is no file: put it back")
-    val = _val_text(config)
+    val = _val_text(config, on_progress)
     if (corpus.fingerprint, _fingerprint(val)) != prints:
         which = "text" if corpus.fingerprint != prints[0] else f"--val-file {config.data.val_file}"
         raise InputError(
@@ -295,68 +306,83 @@ def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
 # -- text ---------------------------------------------------------------------------------------
 
 
-def _val_text(config: Config) -> str | bytes | None:
-    """The text of ``--val-file``."""
+def _read(
+    files: Sequence[str], config: Config, on_progress: Progress | None, kept: bool = False
+) -> Corpus:
     data = config.data
-    if data.val_file is None:
+    return read_corpus(
+        files, level=data.level, encoding=data.encoding, kept=kept, on_progress=on_progress
+    )
+
+
+def _val_text(config: Config, on_progress: Progress | None) -> Corpus | None:
+    """The text of ``--val-file``."""
+    val_file = config.data.val_file
+    if val_file is None:
         return None
-    if data.val_file == STDIN:
+    if val_file == STDIN:
         raise InputError("--val-file is -: name a file; standard input is for the training text")
-    return read_corpus([data.val_file], level=data.level, encoding=data.encoding).text
+    return _read([val_file], config, on_progress)
 
 
-def _fingerprint(text: str | bytes | None) -> str | None:
-    return fingerprint(text) if text is not None else None
+def _fingerprint(text: Corpus | None) -> str | None:
+    return text.fingerprint if text is not None else None
 
 
 def _same_corpus(
-    folder: Path, files: Sequence[str], config: Config, known: dict[str, Any]
+    folder: Path,
+    files: Sequence[str],
+    config: Config,
+    known: dict[str, Any],
+    on_progress: Progress | None,
 ) -> Corpus:
     """The text of a run again: from ``files``, from its sources, or as it was kept."""
-    level, encoding = config.data.level, config.data.encoding
     if files:
-        return read_corpus(files, level=level, encoding=encoding)
+        return _read(files, config, on_progress)
     if STDIN in known["sources"]:
-        return read_corpus([str(folder / KEPT_TEXT)], level=level, encoding="utf-8")
+        corpus = _read([str(folder / KEPT_TEXT)], config, on_progress, kept=True)
+        facts.check(known, {"documents": list[int]}, f"'corpus' of {folder}", lacking=True)
+        return dataclasses.replace(corpus, documents=tuple(known.get("documents", [0])))
     try:
         for source in known["sources"]:
             if not are_files([source]):
                 raise InputError(f"{source!r} does not exist or is no file")
-        return read_corpus(known["sources"], level=level, encoding=encoding)
+        return _read(known["sources"], config, on_progress)
     except InputError as error:
         raise InputError(f"{error}; if the text has moved, give it as FILE") from error
 
 
 def _vocabulary(
     corpus: Corpus,
-    val: str | bytes | None,
+    val: Corpus | None,
     config: Config,
     parent: LanguageModel | None,
     on_unknown: str,
 ) -> Vocabulary:
-    text: Any = corpus.text
+    counts = Counter(corpus.counts)
     if val is not None:  # all characters of all splits
-        text = text + val
+        counts.update(val.counts)
+    found = dict(sorted(counts.items()))
     if parent is None:
-        return Vocabulary.build(text, config.data.level, config.data.min_count)
+        return Vocabulary.build(found, config.data.level, config.data.min_count)
     if on_unknown == "add":
-        return parent.vocabulary.extended(text)
-    parent.vocabulary.encode(text, on_unknown)  # refuses what it must
+        return parent.vocabulary.extended(found)
+    parent.vocabulary.translation(found, on_unknown)  # refuses what it must
     return parent.vocabulary
 
 
 def _prepare(
-    corpus: Corpus, val_text: str | bytes | None, config: Config, vocabulary: Vocabulary
+    corpus: Corpus, val_text: Corpus | None, config: Config, vocabulary: Vocabulary
 ) -> Text:
     """The text as ids and splits, with a batch and window that fit it."""
     data = config.data
     unknown = "map" if vocabulary.unknown is not None else "error"
-    ids = vocabulary.encode(corpus.text, unknown)
+    ids = corpus.encode(vocabulary, unknown)
     val_frac = data.val_frac if val_text is None else 0.0
     train, val, test = split(ids, val_frac, data.test_frac)
-    notes = []
+    notes = _doubts(corpus)
     if val_text is not None:
-        val = vocabulary.encode(val_text, unknown)
+        val = val_text.encode(vocabulary, unknown)
         if len(val) < 2:
             raise InputError(
                 f"--val-file {data.val_file} has fewer than 2 characters: give a longer text"
@@ -369,14 +395,27 @@ def _prepare(
     documents = [begin for begin in corpus.documents if begin < len(train)]
     steps, message = plan(data, train, documents, config.train.seed)
     notes += [message] if message else []
-    facts = {
+    known: dict[str, Any] = {
         "name": corpus.name,
         "sources": [s if s == STDIN else str(Path(s).resolve()) for s in corpus.sources],
         "fingerprint": corpus.fingerprint,
         "val_fingerprint": _fingerprint(val_text),
-        "chars": len(corpus.text),
+        "chars": len(corpus),
     }
-    return Text(vocabulary, train, val, test, steps, facts, notes)
+    if STDIN in corpus.sources:  # what is kept is one file
+        known["documents"] = list(corpus.documents)
+    return Text(vocabulary, train, val, test, steps, known, notes)
+
+
+def _doubts(corpus: Corpus) -> list[str]:
+    """What suggests that the text has not been read as it was meant."""
+    share = corpus.counts.get("\0", 0) / len(corpus)
+    if share < NUL_SHARE:
+        return []
+    return [
+        f"{share:.0%} of the characters are NUL: if the text is UTF-16, give --encoding utf-16-le "
+        "or utf-16-be; if it is no text, --level byte"
+    ]
 
 
 def _draw_weights(run: Run, parent: str | None) -> None:

@@ -2,13 +2,14 @@
 
 A symbol is a character (code point) or, at level "byte", a byte value; an id is its position in
 `Vocabulary.symbols`. Texts are worked on in chunks, as arrays of code points: beside the ids
-themselves nothing as long as the text is ever made.
+themselves nothing as long as the text is ever made. Of a text that is not in memory, its counts
+will do: how often each symbol occurs, in ascending order.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from charrnn.errors import InputError
 
-CHUNK = 1 << 20  # symbols of a text that are looked at together
+Counts = Mapping[Any, int]
+"""Symbol -> how often it occurs."""
+
+CHUNK = 1 << 18  # symbols of a text that are looked at together: arrays of them fit the cache
 CODES = {"char": 0x110000, "byte": 0x100}  # how many values a symbol can have
 # How the unknown symbol is displayed. U+FFFD is Unicode's own sign for it; 0xff is no part of any
 # UTF-8 sequence and so decodes to U+FFFD. Its id, not this, tells it from the real thing.
@@ -67,7 +71,9 @@ class Vocabulary:
             raise _invalid("a symbol occurs twice")
 
     @classmethod
-    def build(cls, text: str | bytes, level: str = "char", min_count: int = 1) -> Vocabulary:
+    def build(
+        cls, text: str | bytes | Counts, level: str = "char", min_count: int = 1
+    ) -> Vocabulary:
         """The symbols of ``text`` in ascending order.
 
         Symbols that occur fewer than ``min_count`` times are left out; if there are any, the
@@ -78,19 +84,18 @@ class Vocabulary:
         InputError
             If the text is empty or no symbol occurs ``min_count`` times.
         """
-        counts = _counts(_at_level(text, level))
-        kept = np.flatnonzero(counts >= max(min_count, 1))
-        if not len(kept):
+        counts = _counts(text, level)
+        kept = tuple(s for s, count in counts.items() if count >= min_count)
+        if not kept:
             raise InputError(
                 f"--min-count is {min_count}, but the text's most frequent symbol occurs "
-                f"{_times(counts.max())}: give at most that"
-                if counts.any()
+                f"{_times(max(counts.values()))}: give at most that"
+                if counts
                 else "the text is empty: there is nothing to build a vocabulary from"
             )
-        symbols = _symbols(kept, level)
-        if len(kept) == np.count_nonzero(counts):
-            return cls(level, symbols)
-        return cls(level, (*symbols, UNKNOWN[level]), len(symbols))
+        if len(kept) == len(counts):
+            return cls(level, kept)
+        return cls(level, (*kept, UNKNOWN[level]), len(kept))
 
     @property
     def size(self) -> int:
@@ -117,25 +122,19 @@ class Vocabulary:
         InputError
             If a symbol is refused; the message names it.
         """
-        if on_unknown not in ("error", "map", "skip"):
-            raise InputError(f"--on-unknown is {on_unknown!r}: it must be error, map or skip")
+        _check_on_unknown(on_unknown)
         text = _at_level(text, self.level)
         ids = np.empty(len(text), np.min_scalar_type(self.size - 1))
         end = 0
         for codes in _chunks(text):
-            found = self._number_of_code[codes] - 1
+            found = self._number_of_code.take(codes) - 1  # several times quicker than an index
             lacking = found < 0
             if lacking.any():
-                if on_unknown == "skip":
+                number = self._number_of_unknown(on_unknown, text)
+                if number is None:
                     found = found[~lacking]
-                elif on_unknown == "map" and self.unknown is not None:
-                    found[lacking] = self.unknown
                 else:
-                    raise InputError(
-                        f"not in the vocabulary: {describe(self.missing(text))}"
-                        + ("; it has no unknown symbol to map to" if on_unknown == "map" else "")
-                        + ": change the text or --on-unknown"
-                    )
+                    found[lacking] = number
             ids[end : end + len(found)] = found
             end += len(found)
         return ids[:end]
@@ -147,12 +146,49 @@ class Vocabulary:
             [np.zeros(0, bool), *(self._number_of_code[codes] > 0 for codes in _chunks(text))]
         )
 
-    def missing(self, text: str | bytes) -> dict[Any, int]:
+    def translation(self, counts: Counts, on_unknown: str = "error") -> NDArray[np.int32]:
+        """The id of each symbol of ``counts``; -1 of those that are to be left out.
+
+        It turns ids that are places in ``counts`` into ids of this vocabulary. Unknown symbols are
+        treated, or refused, as `encode` does.
+        """
+        _check_on_unknown(on_unknown)
+        missing = self.missing(counts)
+        number = self._number_of_unknown(on_unknown, counts) if missing else None
+        found = self._number_of_code.take(_codes(_joined(counts, self.level))) - 1
+        found[found < 0] = -1 if number is None else number
+        return found
+
+    def _number_of_unknown(self, on_unknown: str, text: str | bytes | Counts) -> int | None:
+        """What becomes of the symbols of ``text`` that are not known: this id, None is none."""
+        if on_unknown == "skip":
+            return None
+        if on_unknown == "map" and self.unknown is not None:
+            return self.unknown
+        raise InputError(
+            f"not in the vocabulary: {describe(self.missing(text))}"
+            + ("; it has no unknown symbol to map to" if on_unknown == "map" else "")
+            + ": change the text or --on-unknown"
+        )
+
+    def missing(self, text: str | bytes | Counts) -> dict[Any, int]:
         """Symbols of ``text`` that are not in the vocabulary -> their counts, commonest first."""
-        counts = _counts(_at_level(text, self.level))
-        codes = np.flatnonzero((counts > 0) & (self._number_of_code == 0))
-        codes = codes[np.argsort(-counts[codes], kind="stable")]
-        return dict(zip(_symbols(codes, self.level), counts[codes].tolist(), strict=True))
+        known = set(self.symbols)
+        if self.unknown is not None:
+            known = {s for i, s in enumerate(self.symbols) if i != self.unknown}
+        lacking = [(s, n) for s, n in _counts(text, self.level).items() if s not in known]
+        return dict(sorted(lacking, key=lambda item: -item[1]))
+
+    def utf8_size(self, ids: NDArray[Any]) -> int:
+        """Bytes of the text of ids (N,) in UTF-8; at level "byte" one of each."""
+        if self.level == "byte":
+            return len(ids)
+        symbols: Any = self.symbols
+        sizes = np.array([len(s.encode("utf-8", "surrogatepass")) for s in symbols], np.int64)
+        counts = np.zeros(self.size, np.int64)
+        for start in range(0, len(ids), CHUNK):
+            counts += np.bincount(ids[start : start + CHUNK], minlength=self.size)
+        return int(counts @ sizes)
 
     def decode(self, ids: ArrayLike) -> str | bytes:
         """The text of ids (N,): str, or bytes at level "byte"."""
@@ -168,7 +204,7 @@ class Vocabulary:
         """A decoder for ids that come a few at a time."""
         return StreamDecoder(self)
 
-    def extended(self, text: str | bytes) -> Vocabulary:
+    def extended(self, text: str | bytes | Counts) -> Vocabulary:
         """This vocabulary with the symbols that ``text`` adds to it, sorted, after the old ids."""
         return replace(self, symbols=(*self.symbols, *sorted(self.missing(text))))
 
@@ -188,8 +224,9 @@ class Vocabulary:
     @cached_property
     def _codes(self) -> NDArray[Any]:
         """Code of each id (V,)."""
-        symbols: Any = self.symbols
-        return _codes("".join(symbols) if self.level == "char" else bytes(symbols))
+        return _codes(_joined(self.symbols, self.level)).astype(
+            "<u4" if self.level == "char" else np.uint8
+        )
 
     @cached_property
     def _number_of_code(self) -> NDArray[np.int32]:
@@ -243,6 +280,11 @@ def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
+def _check_on_unknown(value: str) -> None:
+    if value not in ("error", "map", "skip"):
+        raise InputError(f"--on-unknown is {value!r}: it must be error, map or skip")
+
+
 def _invalid(reason: str) -> InputError:
     return InputError(f"this is not a vocabulary: {reason}")
 
@@ -263,10 +305,12 @@ def _at_level(text: str | bytes, level: str) -> str | bytes:
 
 
 def _codes(text: str | bytes) -> NDArray[Any]:
-    """Code points (uint32) or bytes (uint8) of a text (N,); a lone surrogate is a code too."""
-    if isinstance(text, str):
-        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    return np.frombuffer(text, np.uint8)
+    """Code points (uint8 or uint32) or bytes (uint8) of a text (N,); a surrogate is one, too."""
+    if isinstance(text, bytes):
+        return np.frombuffer(text, np.uint8)
+    if text.isascii():
+        return np.frombuffer(text.encode(), np.uint8)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
 def _chunks(text: str | bytes) -> Iterator[NDArray[Any]]:
@@ -275,12 +319,37 @@ def _chunks(text: str | bytes) -> Iterator[NDArray[Any]]:
         yield _codes(text[start : start + CHUNK])
 
 
-def _counts(text: str | bytes) -> NDArray[np.int64]:
-    """How often each possible code occurs."""
-    counts = np.zeros(CODES["char" if isinstance(text, str) else "byte"], np.int64)
-    for codes in _chunks(text):
-        counts += np.bincount(codes, minlength=len(counts))
-    return counts
+class Counter:
+    """Counts the symbols of a text that comes in pieces."""
+
+    def __init__(self, level: str) -> None:
+        self.level = level
+        self._counts = np.zeros(CODES[level], np.int64)
+
+    def add(self, text: str | bytes) -> None:
+        for codes in _chunks(text):
+            found = np.bincount(codes)  # as long as its largest code asks for
+            self._counts[: len(found)] += found
+
+    def counts(self) -> dict[Any, int]:
+        """Symbol -> how often it has come, ascending; none that has not."""
+        codes = np.flatnonzero(self._counts)
+        symbols = _symbols(codes, self.level)
+        return dict(zip(symbols, self._counts[codes].tolist(), strict=True))
+
+
+def _counts(text: str | bytes | Counts, level: str) -> Counts:
+    """How often each symbol of a text occurs, in ascending order."""
+    if isinstance(text, Mapping):
+        return text
+    counter = Counter(level)
+    counter.add(_at_level(text, level))
+    return counter.counts()
+
+
+def _joined(symbols: Iterable[Any], level: str) -> str | bytes:
+    """The text that consists of these symbols."""
+    return "".join(symbols) if level == "char" else bytes(symbols)
 
 
 def _symbols(codes: NDArray[Any], level: str) -> tuple[Any, ...]:

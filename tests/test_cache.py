@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support import run_python
 
+from charrnn import cache
 from charrnn.config import CELLS
 from charrnn.kernels import jit
 
@@ -334,17 +335,18 @@ def test_settings_that_change_code_have_a_cache_of_their_own(
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CHARRNN_CACHE_DIR", str(tmp_path))
-    assert jit.cache_root() == tmp_path
+    assert cache.root("kernels") == tmp_path
+    assert cache.root("texts") == tmp_path / "texts"
     monkeypatch.setenv("CHARRNN_CACHE_DIR", "")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     for name, where in (("XDG_CACHE_HOME", "x"), ("LOCALAPPDATA", "a")):
         monkeypatch.setenv(name, str(tmp_path / where))
     for system, where in (("linux", "x"), ("darwin", "Library/Caches"), ("win32", "a")):
         monkeypatch.setattr(sys, "platform", system)
-        assert jit.cache_root() == tmp_path / where / "charrnn" / "kernels"
+        assert cache.root("kernels") == tmp_path / where / "charrnn" / "kernels"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(sys, "platform", "linux")
-    assert jit.cache_root() == tmp_path / ".cache" / "charrnn" / "kernels"
+    assert cache.root("kernels") == tmp_path / ".cache" / "charrnn" / "kernels"
 
 
 UNCOMPILED = """

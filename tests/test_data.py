@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
 import os
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.data import Streams, fingerprint, fit, read_corpus, split
-from charrnn.errors import InputError
+from charrnn import data, reading, store
+from charrnn.data import Streams, fit, read_corpus, split
+from charrnn.errors import InputError, SaveError
+from charrnn.vocab import Vocabulary
 
 quick = settings(max_examples=50, deadline=None)
 
@@ -24,6 +29,12 @@ quick = settings(max_examples=50, deadline=None)
 def write(path, data):
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return str(path)
+
+
+def fingerprint(text):
+    """As it is defined: checkpoints hold it."""
+    level, data = ("byte", text) if isinstance(text, bytes) else ("char", text.encode())
+    return hashlib.sha256(f"{level} {len(text)}\n".encode() + data).hexdigest()
 
 
 def feed(monkeypatch, data):
@@ -112,8 +123,8 @@ def test_nothing_to_read(tmp_path):
 
 def test_bad_gzip(tmp_path):
     whole = gzip.compress(os.urandom(999))
-    for data in (b"no gzip", whole[:-20], whole[:50] + b"\xff" * 50 + whole[100:], whole + b"x"):
-        path = write(tmp_path / "a.gz", data)
+    for bad in (b"no gzip", whole[:-20], whole[:50] + b"\xff" * 50 + whole[100:], whole + b"x"):
+        path = write(tmp_path / "a.gz", bad)
         with pytest.raises(InputError, match=r"a\.gz is not a gzip file, or a damaged one"):
             read_corpus([path])
 
@@ -218,16 +229,250 @@ def test_fingerprint_is_of_the_text_not_of_its_file(tmp_path):
     assert len(same) == 64
 
 
-def test_fingerprint_tells_texts_apart():
-    texts = ["ab", "ba", "ab\n", "a", "é", b"ab", "é".encode(), "\udc80"]
-    assert len({fingerprint(text) for text in texts}) == len(texts)
+def test_fingerprint_is_of_level_length_and_every_piece(tmp_path):
+    for text in ("é" * (1 << 20), "é" * (1 << 19) + "a" + "é" * (1 << 19)):
+        path = write(tmp_path / "a.txt", text)
+        assert read_corpus([path]).fingerprint == fingerprint(text)
+        assert read_corpus([path], level="byte").fingerprint == fingerprint(text.encode())
 
 
-def test_fingerprint_depends_on_every_piece():
-    text = "é" * (1 << 20)
-    assert fingerprint(text + "a" + text) != fingerprint(text + text + "a")
-    whole = hashlib.sha256(f"char {len(text) * 2}\n".encode() + (text + text).encode())
-    assert fingerprint(text + text) == whole.hexdigest()
+# In pieces, and from the cache
+
+
+def as_a_whole(content, encoding):
+    """What a text is, by its definition."""
+    text = content.decode(encoding).removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+ENCODINGS = (
+    *("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-7", "ascii"),
+    *("latin-1", "cp1252", "gb18030", "shift_jis", "iso2022_jp", "big5", "euc_kr", "koi8-r"),
+)
+SOME = "a\r\n\rb\n\ufeffé中😀 +-\x00\u3042\u0416"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(ENCODINGS),
+    st.text(SOME, max_size=12),
+    st.binary(max_size=3),
+    st.integers(0, 40),
+    st.integers(4, 9),  # the first piece has the mark, if there is one
+)
+def test_pieces_are_decoded_as_the_whole(tmp_path_factory, encoding, text, more, place, size):
+    content = text.encode(encoding, "ignore")
+    content = content[:place] + more + content[place:]
+    path = tmp_path_factory.getbasetemp() / "pieces"
+    path.write_bytes(content)
+    try:
+        want = as_a_whole(content, encoding)
+    except UnicodeDecodeError as error:
+        offset = len(content) - len(error.object) + error.start
+        want = f" is not {encoding}: byte 0x{content[offset]:02x} at offset {offset} "
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "PIECE", size)
+        try:
+            corpus = read_corpus([path], encoding=encoding)
+        except InputError as error:
+            assert want in str(error) if want else "empty" in str(error)
+        else:
+            assert corpus.text == want
+            assert corpus.fingerprint == fingerprint(want)
+            assert list(corpus.counts.items()) == sorted(Counter(want).items())
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """All texts are large; the folder where they are kept."""
+    monkeypatch.setenv("CHARRNN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "SMALL", 0)
+    return tmp_path / "cache" / "texts"
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    monkeypatch.setattr(data, "SETTLED", -1.0)
+
+
+def is_mapped(array):
+    while array.base is not None and not isinstance(array, np.memmap):
+        array = array.base
+    return isinstance(array, np.memmap)
+
+
+def never(*args):
+    raise AssertionError("it is read")
+
+
+def same(a, b):
+    return np.array_equal(a.ids, b.ids) and dataclasses.replace(a, ids=None) == dataclasses.replace(
+        b, ids=None
+    )
+
+
+@pytest.mark.parametrize("level", ["char", "byte"])
+def test_a_large_text_is_mapped_and_found_again(tmp_path, cached, settled, monkeypatch, level):
+    paths = [write(tmp_path / n, t) for n, t in [("b.txt", "é1\r\n"), ("e", ""), ("a", "2中é3")]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "SMALL", 99)
+        small = read_corpus(paths, level=level)
+    assert not is_mapped(small.ids) and not list(cached.iterdir())
+    first = read_corpus(paths, level=level)
+    assert is_mapped(first.ids) and same(first, small)
+    assert sorted(p.suffix for p in cached.iterdir()) == [".ids", ".json"]
+    assert cached.stat().st_mode & 0o077 == 0 or os.name == "nt"
+    monkeypatch.setattr(reading.Source, "pieces", never)
+    again = read_corpus(paths, level=level)
+    assert is_mapped(again.ids) and same(again, small)
+
+
+def test_what_else_is_not_found(tmp_path, cached, settled, monkeypatch):
+    a, b = (write(tmp_path / name, "é" + name) for name in "ab")
+    read_corpus([a])
+    monkeypatch.setattr(reading.Source, "pieces", never)
+    for paths, options in [
+        ([b], {}),
+        ([a, b], {}),
+        ([a], {"level": "byte"}),
+        ([a], {"encoding": "latin-1"}),
+        ([a], {"kept": True}),
+    ]:
+        with pytest.raises(AssertionError, match="it is read"):
+            read_corpus(paths, **options)
+    read_corpus([a])
+
+
+def test_a_changed_file_is_read_anew_and_its_old_ids_go(tmp_path, cached, settled):
+    path = write(tmp_path / "a", "before")
+    before = read_corpus([path])
+    for change in ("behind", "behind it"):
+        write(path_of := tmp_path / "a", change)
+        assert read_corpus([path]).text == change
+        assert len(list(cached.iterdir())) == 2
+    os.replace(write(tmp_path / "new", "x" * len(change)), path_of)  # of the same size
+    assert read_corpus([path]).text == "x" * len(change)
+    assert before.text == "before" or os.name == "nt"  # still mapped
+
+
+def test_a_file_that_has_just_changed_is_not_kept(tmp_path, cached):
+    """Its next change might bear the same time."""
+    corpus = read_corpus([write(tmp_path / "a", "abc")])
+    assert is_mapped(corpus.ids) and corpus.text == "abc"
+    assert not list(cached.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".ids", ".json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone", "swapped"])
+def test_a_damaged_entry_costs_time_alone(tmp_path, cached, settled, suffix, damage):
+    path = write(tmp_path / "a", "some text " * 50)
+    whole = read_corpus([path])
+    (file,) = cached.glob(f"*{suffix}")
+    content = file.read_bytes()
+    other = write(tmp_path / "b", "other text" * 50)
+    read_corpus([other])
+    (swapped,) = (p for p in cached.glob(f"*{suffix}") if p != file)
+    if damage == "gone":
+        file.unlink()
+    else:
+        write(
+            tmp_path / "damaged",
+            {
+                "cut": content[:-7],
+                "flip": content[:30] + bytes([content[30] ^ 1]) + content[31:],
+                "empty": b"",
+                "swapped": swapped.read_bytes(),
+            }[damage],
+        )
+        os.replace(tmp_path / "damaged", file)  # what is mapped would break if it were cut
+    found = read_corpus([path])
+    assert same(found, whole)
+    assert file.read_bytes() == content
+
+
+def test_what_is_stale_goes(tmp_path, cached, settled):
+    cached.mkdir(parents=True, mode=0o700)
+    for name, days in [("a.ids", 31), ("a.json", 29), (".b.ids.9.charrnn-tmp", 2), ("c.txt", 99)]:
+        file = cached / name
+        file.touch()
+        os.utime(file, (time.time() - days * 86400,) * 2)
+    (cached / ".d.ids.8.charrnn-tmp").touch()
+    read_corpus([write(tmp_path / "a", "abc")])
+    left = {p.name for p in cached.iterdir() if len(p.stem) != 41}
+    assert left == {"a.json", ".d.ids.8.charrnn-tmp", "c.txt"}
+
+
+@pytest.mark.parametrize("why", ["a file", "others may write", "no home"])
+def test_without_a_cache_it_is_mapped_all_the_same(tmp_path, cached, settled, why, monkeypatch):
+    if why == "a file":
+        cached.parent.write_text("")
+    elif why == "others may write":
+        cached.mkdir(parents=True)
+        cached.chmod(0o777)
+    else:
+        monkeypatch.delenv("CHARRNN_CACHE_DIR")
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(Path, "home", lambda: never_a_home())
+    corpus = read_corpus([write(tmp_path / "a", "abc")])
+    assert is_mapped(corpus.ids) and corpus.text == "abc"
+    assert not cached.is_dir() or not list(cached.iterdir())
+
+
+def never_a_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_full_disk(tmp_path, cached, settled, monkeypatch):
+    path = write(tmp_path / "a", "abc" * 99)
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_write", full)
+        with pytest.raises(SaveError, match="No space left on device; make room or let CHARRNN_C"):
+            read_corpus([path])
+        assert not list(cached.iterdir())
+        feed(monkeypatch, b"abc")
+        with pytest.raises(SaveError, match="No space left on device; make room or let CHARRNN_C"):
+            read_corpus(["-"])
+    usage = store.shutil.disk_usage(tmp_path)._replace(free=200)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(SaveError, match="it takes 297 bytes or more, 200 are free"):
+        read_corpus([path])
+
+
+def test_ids_of_another_vocabulary(tmp_path, cached):
+    corpus = read_corpus([write(tmp_path / "a", "abcab\n" * 3)])
+    for known, on_unknown in [("abc\n", "error"), ("\nabcz", "error"), ("xb", "skip")]:
+        vocabulary = Vocabulary.build(known)
+        ids = corpus.encode(vocabulary, on_unknown)
+        assert is_mapped(ids)
+        assert ids.tolist() == vocabulary.encode(corpus.text, on_unknown).tolist()
+    assert corpus.encode(Vocabulary.build("abc\nz")) is corpus.ids
+    rare = Vocabulary.build(corpus.counts, min_count=4)
+    assert rare == Vocabulary.build(corpus.text, min_count=4)
+    assert corpus.encode(rare, "map").tolist() == rare.encode(corpus.text, "map").tolist()
+    for on_unknown, message in [("error", r"'a' \(6 times\), 'c'"), ("map", "no unknown symbol")]:
+        with pytest.raises(InputError, match=message):
+            corpus.encode(Vocabulary.build("b\n"), on_unknown)
+
+
+def test_progress(tmp_path, cached, settled, monkeypatch):
+    monkeypatch.setattr(reading, "PIECE", 100)
+    paths = [write(tmp_path / "a", "a" * 450), write(tmp_path / "b", "b" * 50)]
+    told = []
+    read_corpus(paths, on_progress=lambda *parts: told.append(parts))
+    assert told == [(n, 1000) for n in (100, 200, 300, 400, 450, 500)] + [
+        (n, 1000) for n in (600, 700, 800, 900, 950, 1000)
+    ]
+    told.clear()
+    read_corpus(paths, on_progress=lambda *parts: told.append(parts))
+    assert told == [(500, 500)]
+    told.clear()
+    feed(monkeypatch, b"abc" * 50)
+    read_corpus(["-"], on_progress=lambda *parts: told.append(parts))
+    assert told[:2] == [(100, None), (150, None)] and told[-1] == (300, 300)
 
 
 # Splits

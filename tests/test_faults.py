@@ -650,7 +650,7 @@ def test_without_home_terminal_or_locale_and_with_a_clock_that_jumps(
     words = ["train", str(text), "--out-dir=run", *FLAGS]
     command = [sys.executable, "-m", "charrnn"]
     environment = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PATH": ""}
-    environment["CHARRNN_CACHE_DIR"] = str(jit.cache_root())
+    environment["CHARRNN_CACHE_DIR"] = str(cache.root("kernels"))
     if surroundings == "clock":
         command = [sys.executable, str(ROOT / "scripts" / "faults_child.py")]
         command += ["--folder=run", "--clock", "--"]

@@ -48,6 +48,49 @@ class Terminal(io.StringIO):
         return True
 
 
+def read_through(monkeypatch, stream, quiet=False, seconds=10):
+    """Tells of a pipe and of two passes, a tenth of a second after another."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with monitor.reading(quiet, stream) as told:
+        told(3_000_000, None)
+        now[0] += 1.5
+        told(5_000_000, None)
+        for done in range(1, 11):
+            now[0] += (seconds - 1.5) / 10
+            told(done * 1000, 10_000)
+    return stream.getvalue()
+
+
+def test_reading_is_shown_after_a_second(monkeypatch):
+    assert read_through(monkeypatch, io.StringIO(), seconds=12.5) == (
+        "reading the text: 5 MB\n"
+        "reading the text: 50%, 7 s left\n"
+        "reading the text: 100%, 0 s left\n"
+    )
+    shown = read_through(monkeypatch, Terminal())
+    assert "reading the text 5 MB" in shown
+    assert re.search(r"reading the text \|[^|]+\| 50%, 6 s left", shown)
+    assert shown.endswith("\r") and not shown.rpartition("\r")[0].rpartition("\r")[2].strip()
+
+
+def test_reading_that_is_quick_or_quiet_shows_nothing(monkeypatch):
+    assert read_through(monkeypatch, io.StringIO(), quiet=True) == ""
+    stream = io.StringIO()
+    with monitor.reading(stream=stream) as told:
+        told(1, 2)
+        told(2, 2)
+    assert stream.getvalue() == ""
+
+
+def test_reading_goes_on_without_a_terminal(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    read_through(monkeypatch, Gone())
+
+
 def step(number, nats=2.0):
     return {
         "event": "step",

@@ -20,6 +20,7 @@ from charrnn.cli import cli
 from charrnn.data import Corpus, read_corpus
 from charrnn.heatmap import Style
 from charrnn.model import Model
+from charrnn.vocab import Vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = (ROOT / "data" / "timemachine.txt").read_text(encoding="utf-8")
@@ -55,7 +56,10 @@ def error_of(*arguments: object) -> str:
 
 
 def corpus_of(text: str | bytes) -> Corpus:
-    return Corpus(text, (0,), ("file",), "file", "")
+    level = "char" if isinstance(text, str) else "byte"
+    vocabulary = Vocabulary.build(text, level)
+    counts = dict.fromkeys(vocabulary.symbols, 1)
+    return Corpus(vocabulary.encode(text), counts, level, (0,), ("file",), "file", "")
 
 
 def measured(lm: api.LanguageModel, corpus: Corpus, **options: Any) -> surprise.Surprise:

@@ -79,8 +79,10 @@ def evaluate(
 
     lm = api.load(model)
     data = lm.config.data
-    corpus = read_corpus(files, level=data.level, encoding=encoding or data.encoding)
-    missing = lm.vocabulary.missing(corpus.text)
+    encoding = encoding or data.encoding
+    with monitor.reading() as told:
+        corpus = read_corpus(files, level=data.level, encoding=encoding, on_progress=told)
+    missing = lm.vocabulary.missing(corpus.counts)
     if missing and on_unknown != "error":
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
         note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
@@ -88,9 +90,7 @@ def evaluate(
         note(each)
     tell_details(lm, lm.config.options())
     more = {"losses": True} if seen else {}
-    scores = lm.evaluate(
-        corpus.text, exact=exact, baselines=baselines, on_unknown=on_unknown, **more
-    )
+    scores = lm.evaluate(corpus, exact=exact, baselines=baselines, on_unknown=on_unknown, **more)
     if not seen:
         _print_scores(lm, scores, as_json)
         return

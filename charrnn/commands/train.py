@@ -62,10 +62,11 @@ def train(
 
     if tensorboard:
         board.check()
-    if resume is not None:
-        run = runs.resume(resume, files, changes)
-    else:
-        run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes))
+    with monitor.reading(quiet) as told:
+        if resume is not None:
+            run = runs.resume(resume, files, changes, told)
+        else:
+            run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     tell_details(run, run.config.options())
     with _stopping(run) as signals:
         events = run.events()

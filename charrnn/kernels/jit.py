@@ -42,11 +42,12 @@ from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
+from charrnn import cache
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAST_MATH = {"contract", "nsz"}
 PACKAGE = Path(__file__).resolve().parent.parent
-STALE_DAYS = 30
 
 compiled = 0
 """Signatures that this process has compiled rather than loaded."""
@@ -62,19 +63,6 @@ def watch_compiling() -> event.TimingListener:
     clock = event.TimingListener()
     event.register("numba:compile", clock)
     return clock
-
-
-def cache_root() -> Path:
-    """The folder of all our kernel caches: ``$CHARRNN_CACHE_DIR`` or the system's usual place."""
-    if os.environ.get("CHARRNN_CACHE_DIR"):
-        return Path(os.environ["CHARRNN_CACHE_DIR"])
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "charrnn" / "kernels"
 
 
 def code_hash() -> str:
@@ -94,8 +82,8 @@ def code_hash() -> str:
 def _cache_folder() -> tuple[Path | None, str]:
     """The folder for this very code, made private; or None, and why there is none."""
     try:
-        root = cache_root()
-        _make_private(root)
+        root = cache.root("kernels")
+        cache.make_private(root)
         root = root.resolve()  # what is checked is what is used
         folder = root / code_hash()
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -108,12 +96,6 @@ def _cache_folder() -> tuple[Path | None, str]:
         return folder, ""
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
         return None, f"there is no folder for them ({error})"
-
-
-def _make_private(folder: Path) -> None:
-    """Create a folder and what is missing above it, for this user alone whatever the umask."""
-    for path in (*reversed(folder.parents), folder):
-        path.mkdir(exist_ok=True, mode=0o700)
 
 
 def _distrust(root: Path, folder: Path) -> str:
@@ -160,7 +142,7 @@ def _prune(root: Path, keep: Path) -> None:
     """Remove the caches of other versions that nobody has used for a month."""
     for other in root.iterdir():
         ours = re.fullmatch(r"[0-9a-f]{20}", other.name) and other != keep
-        if ours and time.time() - other.stat().st_mtime > STALE_DAYS * 86400:
+        if ours and time.time() - other.stat().st_mtime > cache.STALE_DAYS * 86400:
             shutil.rmtree(other, ignore_errors=True)
 
 
