@@ -24,7 +24,7 @@ import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
 from faults_child import Calls, fail_at  # noqa: E402
 
-from charrnn import api, checkpoint, monitor, runlog, runs  # noqa: E402
+from charrnn import api, cache, checkpoint, monitor, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
