@@ -179,8 +179,8 @@ def config_of(folder: Path) -> Config | None:
     """The config of the run in a folder; None if it cannot be read."""
     path = folder / "config.json"
     try:
-        return Config.from_json(runlog.parse_json(path.read_bytes(), str(path))["config"])
-    except (OSError, InputError, KeyError, TypeError):
+        return Config.from_json(runlog.read_json(path)["config"])
+    except (OSError, InputError, LookupError, TypeError):
         return None
 
 

@@ -7,7 +7,7 @@ dictionary of names and shapes, in which further names are allowed.
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -76,5 +76,5 @@ def fits(value: Any, shape: Any) -> bool:
     if shape is int:
         return type(value) is int and 0 <= value < LIMIT
     if shape is float:
-        return type(value) in (int, float) and abs(value) < LIMIT and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not NaN
     return shape is Any or type(value) is shape

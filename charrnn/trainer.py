@@ -104,7 +104,7 @@ class Progress:
     """[step, training loss, validation loss] of each, in nats per character."""
     unvalidated: bool = False
     """Whether what is due after this step has been put off, because its validation was stopped."""
-    rollbacks: list[list[Any]] = field(default_factory=list)
+    rollbacks: list[tuple[int, int, str]] = field(default_factory=list)
     """[step that diverged, step gone back to, what was not finite] of each."""
     rollbacks_noted: int = 0
     """How many of these are in the metrics."""
@@ -466,8 +466,9 @@ class Run:
             restore(self.model, params, source, f"optimizer.{moment}.")
         known = {f.name for f in dataclasses.fields(Progress)}
         progress = source.metadata["progress"]
-        shape = {n: hint for n, hint in get_type_hints(Progress).items() if n not in ADDED}
-        facts.check(progress, {**shape, **facts.PROGRESS}, f"the progress of {source.path}")
+        shape, what = get_type_hints(Progress), f"the progress of {source.path}"
+        facts.check(progress, {n: shape[n] for n in ADDED}, what, lacking=True)
+        facts.check(progress, {**{n: shape[n] for n in known - ADDED}, **facts.PROGRESS}, what)
         self.progress = Progress(**{name: progress[name] for name in known & set(progress)})
         try:
             self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
@@ -509,7 +510,7 @@ class Run:
             self._restart()
         p = self.progress
         p.finished = None
-        p.rollbacks = [*old.rollbacks, [step, p.step, what]]
+        p.rollbacks = [*old.rollbacks, (step, p.step, what)]
         if old.best_step != p.best_step:
             p.best_val_nats_per_char, p.best_step = old.best_val_nats_per_char, old.best_step
             p.validations_since_best = 0

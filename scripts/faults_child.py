@@ -101,7 +101,8 @@ class Calls:
             return wrapped
 
         def opened(path: Any, *more: Any, **named: Any) -> int:
-            if not isinstance(path, (str, os.PathLike)) or not self.below(path):
+            ours = isinstance(path, (str, os.PathLike)) and self.below(path)
+            if not ours or not os.path.isdir(path):  # files that are written come by `open`
                 return originals["open"](path, *more, **named)
             found: int = self.make(
                 "open folder", functools.partial(originals["open"], **named), path, *more
