@@ -24,10 +24,17 @@ def trained(tmp_path_factory):
         hidden_size=8, batch_size=4, seq_length=8, max_steps=24, log_every=2, eval_every=6,
         sample_every=8, log_gradients=5, test_frac=0.2,
     )  # fmt: skip
-    path = folder / "runs" / "timemachine"
-    run = runs.start((str(folder / "text.txt"),), Config.from_options(options), str(path))
-    happened = list(run.events())
-    return folder, happened
+    happened = begin(folder, "timemachine", options)
+    diverging = dict(model="rnn", activation="identity", learning_rate=1e6, grad_clip=0.0)
+    diverging |= dict(on_divergence="rollback", max_rollbacks=1)
+    return folder, happened + begin(folder, "diverged", options | diverging)
+
+
+def begin(folder, name, options):
+    run = runs.start(
+        (str(folder / "text.txt"),), Config.from_options(options), str(folder / "runs" / name)
+    )
+    return list(run.events())
 
 
 def documented(kind):
@@ -49,6 +56,8 @@ def fields(event):
 def test_every_field_is_documented_and_every_documented_one_is_written(trained):
     folder, happened = trained
     events = list(runlog.read(folder / "runs" / "timemachine" / "metrics.jsonl"))
+    diverged = runlog.read(folder / "runs" / "diverged" / "metrics.jsonl")
+    events += [event for event in diverged if event["event"] == "rollback"]
     kinds = {event["event"] for event in events}
     assert kinds == set(re.findall(r"^## (\w+)$", DOCUMENT, re.M))
     for event in events:
