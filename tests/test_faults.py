@@ -618,6 +618,18 @@ def test_nohup_is_obeyed(text: Path, tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
+def test_a_run_that_a_script_started_with_an_ampersand_hears_sigint(
+    text: Path, tmp_path: Path
+) -> None:
+    process = started(
+        tmp_path / "run", text, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )  # fmt: skip
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+
+
 def test_a_terminal_that_goes_away_leaves_a_saved_run(text: Path, tmp_path: Path) -> None:
     master, slave = os.openpty()
     process = started(

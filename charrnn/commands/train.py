@@ -106,11 +106,12 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
 def _stopping(run: Run) -> Iterator[list[int]]:
     """The first SIGINT, SIGTERM or SIGHUP lets ``run`` save and stop, a second one ends at once.
 
-    One that is ignored, as SIGHUP below nohup, stays ignored. Yields the list of signals received.
+    Below nohup, SIGHUP stays ignored; SIGINT does not, which a shell's script ignores for what it
+    starts with ``&``: whoever sends it there means it. Yields the list of signals received.
     """
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    numbers = [int(signal.SIGINT), int(signal.SIGTERM)]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(int(signal.SIGHUP))
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
