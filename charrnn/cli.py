@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -59,6 +59,9 @@ class Commands(click.Group):
             _fail(f"could not read or write: {error}", SaveError.exit_code)
         except click.Abort:  # click makes it from KeyboardInterrupt
             sys.exit(128 + signal.SIGINT)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                _flush_or_forget(stream)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -72,8 +75,7 @@ class Commands(click.Group):
             if error.errno != (errno.EINVAL if os.name == "nt" else errno.EPIPE):
                 _trace(ctx)
                 raise
-            # As with `| head`: nobody reads on, and that is no error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _flush_or_forget(sys.stdout)  # as with `| head`: nobody reads on, and that is no error
             return None
 
     def resolve_command(
@@ -87,6 +89,14 @@ class Commands(click.Group):
                 + (f", did you mean {close[0]!r}?" if close else f": use {', '.join(known)}")
             )
         return super().resolve_command(ctx, args)
+
+
+def _flush_or_forget(stream: TextIO) -> None:
+    """Leave nothing to be written at Python's end: if that failed, it would be the exit status."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _trace(ctx: click.Context) -> None:
