@@ -690,15 +690,25 @@ class Run:
 
     def _test_loss(self) -> float:
         """Loss of the test text under the best model, else the last."""
-        best = load(self.folder, threads=self.model.team.size)
-        nats, count = evaluate.evaluate(best.model, self.text.test, on_progress=self._look)
+        best = self._best_model()
+        nats, count = evaluate.evaluate(best, self.text.test, on_progress=self._look)
         return nats / count
+
+    def _best_model(self) -> Model:
+        """The best model of the run's files, else the last."""
+        best = load(self.folder, threads=self.model.team.size)
+        if best.vocabulary != self.text.vocabulary:
+            raise InputError(
+                f"{best.path} is of another vocabulary than this run: put its own back, or remove"
+                " it, and resume the run"
+            )
+        return best.model
 
     def _memorised(self) -> dict[str, float] | None:
         """Of what ``charrnn sample`` would take: the best model, else the last."""
         p, text, model = self.progress, self.text, self.model
         if p.best_step not in (None, p.step):
-            model = load(self.folder, threads=model.team.size).model
+            model = self._best_model()
         seed = self.config.train.seed
         return memorised_shares(model, text.vocabulary, text.train, text.val, seed)
 

@@ -270,6 +270,29 @@ def test_files_of_another_run(run: Path) -> None:
         runs.resume(str(run), (), {"max_steps": 6})
 
 
+def test_a_best_model_of_another_run(run: Path, tmp_path: Path) -> None:
+    """It is what the run's end measures: its ids would be no symbols of this run."""
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT + "0123456789" * 9)
+    options = dict(model="rnn", hidden_size=4, batch_size=2, seq_length=8, max_steps=2, threads=1)
+    config = Config.from_options(options)
+    for _ in runs.start([str(other)], config, str(tmp_path / "other")).events():
+        pass
+    shutil.copy(tmp_path / "other" / "best.safetensors", run)
+    changes = {"max_steps": 6, "eval_every": 0}
+    resumed = runs.resume(str(run), (), changes)
+    resumed.progress.best_val_nats_per_char = 0.0  # the best one is an earlier one
+    with pytest.raises(InputError, match="best.safetensors is of another vocabulary than this run"):
+        for _ in resumed.events():
+            pass
+    assert checkpoint.load(run / "last.safetensors").metadata["progress"]["step"] == 6
+    (run / "best.safetensors").unlink()
+    for _ in runs.resume(str(run), (), changes).events():
+        pass
+    (listed,) = listing.find(run.parent, 0.0)
+    assert (listed["state"], listed["step"]) == ("finished", 6)
+
+
 TENSORS: list[tuple[str, Callable[[dict[str, np.ndarray]], Any], str]] = [
     ("lacking", lambda t: t.pop("head.bias"), "the weights lack the tensor head.bias"),
     ("one more", lambda t: t.update({"x": np.ones(1, "f4")}), "tensor x is no part of this model"),
