@@ -91,11 +91,11 @@ def changed(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         found = list(places(value)) if isinstance(value, (dict, list)) else []
         if not found or rng.random() < 0.02:
-            return rng.choice(EXTREMES)
+            return copy.deepcopy(rng.choice(EXTREMES))
         where, key = rng.choice(found)
         what = rng.randrange(10)
         if what < 6:
-            where[key] = rng.choice(EXTREMES)
+            where[key] = copy.deepcopy(rng.choice(EXTREMES))  # what is in it may be changed
         elif what == 6:
             del where[key]
         elif what == 7:  # another value of the same file
@@ -107,9 +107,11 @@ def changed(value: Any, rng: random.Random) -> Any:
             if isinstance(number, (int, float)):
                 where[key] = rng.choice((-number, number + 1, number * 10, number / 3))
         elif isinstance(where, dict):
-            where[rng.choice(("x" * 50, "", "\x1b[2J", "hidden_size", "step"))] = where[key]
+            where[rng.choice(("x" * 50, "", "\x1b[2J", "hidden_size", "step"))] = copy.deepcopy(
+                where[key]
+            )
         else:
-            where.append(where[key])
+            where.append(copy.deepcopy(where[key]))
     return value
 
 
