@@ -24,7 +24,7 @@ LENGTH = 20
 PIECES, CHARS = 16, 256
 """Samples, and characters of each: 3,792 passages."""
 
-BLOCK = 2**20  # symbols of the text that are hashed at once
+BLOCK = 2**16  # symbols of the text that are hashed at once: some 3 MB of numbers
 BITS = 20  # of a hash, by which nearly all of the text is passed over
 FACTOR = 0x9E3779B97F4A7C15  # odd, without pattern: the golden ratio's
 
