@@ -105,7 +105,7 @@ def changed(value: Any, rng: random.Random) -> Any:
         elif what == 8:
             number = where[key]
             if isinstance(number, (int, float)):
-                where[key] = rng.choice((-number, number + 1, number * 10, number / 3))
+                where[key] = rng.choice((-number, number + 1, number * 10, number // 3))
         elif isinstance(where, dict):
             where[rng.choice(("x" * 50, "", "\x1b[2J", "hidden_size", "step"))] = copy.deepcopy(
                 where[key]
