@@ -81,8 +81,8 @@ def _loop_products(run: Any) -> list[Any]:
             N = back.shape[1] * (1 if back.dtype == h.dtype else 2)  # pairs of bfloat16
             bias = np.zeros(N, h.dtype)
             for item, part in zip(items, run.window.shares, strict=True):
-                item.append((project, (gates, h, k[name], bias, *part.rows, part.seat)))
-                item.append((back_project, (dh, gates, back, N, *part.rows, part.seat)))
+                item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, part.code)))
+                item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, part.code)))
     return items
 
 

@@ -16,7 +16,7 @@ import pytest
 from support import Guards, same_bits
 
 from charrnn.kernels import elementwise, reduce
-from charrnn.kernels.jit import FAST_MATH
+from charrnn.kernels.jit import FAST_MATH, kernel
 
 NAMES = ("tanh", "sigmoid", "exp")
 each_function = pytest.mark.parametrize("name", NAMES)
@@ -28,10 +28,13 @@ each_dtype = pytest.mark.parametrize(
 def over_arrays(function: Any) -> Callable[[np.ndarray, np.ndarray], None]:
     """The function in a loop such as those of the cells."""
 
-    @numba.njit(fastmath=FAST_MATH, error_model="numpy")
+    @elementwise.elementwise("out")
+    def formula(out, x):
+        return (function(x),)
+
+    @kernel
     def loop(out, x):
-        for j in range(x.size):
-            out[j] = function(x[j])
+        formula(out, x)
 
     return loop
 

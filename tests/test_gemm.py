@@ -13,7 +13,7 @@ import pytest
 from support import Guards, equal, relative_error, same_bits
 
 from charrnn.kernels.bfloat16 import unpaired
-from charrnn.kernels.gemm import DEPTH, ROWS, gemm, halves, scratch_size, weight_product
+from charrnn.kernels.gemm import DEPTH, NEAR, ROWS, gemm, halves, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
 from charrnn.kernels.seat import ALONE
@@ -39,7 +39,11 @@ T, B, K = 3, 5, 13
 def product(C, A, P, r0, r1, columns, accumulate, code):
     """`gemm` on a part of C's columns and of the rows, as the cells use it."""
     half = halves(P, r1 - r0, A.shape[1])
-    gemm(C[r0:r1, :columns], A[r0:r1], P, accumulate, half, code)
+    part = C[r0:r1, :columns]
+    if accumulate:
+        gemm(part, A[r0:r1], P, part, half, code)
+    else:
+        gemm(part, A[r0:r1], P, None, half, code)
 
 
 def unrounded(dtype: str) -> str:
@@ -240,6 +244,20 @@ def test_project_and_back(dtype: str, guarded: Guards) -> None:
             assert np.isnan(dx[:, r1:]).all()
         out = out[..., :n] if dtype != "bfloat16" else nearest(out[..., :n])
         assert equal(dx, out @ W.T)
+
+
+@each_dtype
+@pytest.mark.parametrize("rows", (1, 5))
+def test_a_product_of_many_steps(dtype: str, rows: int) -> None:
+    """Of more than the second cache holds: several runs of steps, the last one shorter."""
+    rng, n, k = np.random.default_rng(6), panel(dtype) + 3, 301
+    steps = 5 * NEAR // (2 * rows * k * np.dtype(unrounded(dtype)).itemsize)
+    W, bias = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (n,), dtype)
+    x, out = whole_numbers(rng, (steps, rows, k), dtype), np.empty((steps, rows, n), W.dtype)
+    P = packed(k, n, dtype)
+    pack(P, W, 0, n)
+    project(out, x, P, bias, 0, rows, ALONE, tile_for(dtype).address())
+    assert equal(out, x @ W + bias)
 
 
 # --- Weight gradients --------------------------------------------------------------------------

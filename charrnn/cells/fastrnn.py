@@ -12,13 +12,19 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Part
-from charrnn.kernels.elementwise import tanh
+from charrnn.kernels.elementwise import elementwise, tanh
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
 
 ALPHA, BETA = 0.3, 0.7
 """Where the two start: h begins as a running mean over some three characters."""
+
+
+@elementwise("a", "h1")
+def step(a, h0, h1, alpha, beta):
+    a = tanh(a)
+    return a, beta * h0 + alpha * a
 
 
 @kernel
@@ -31,11 +37,13 @@ def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat, code)
         add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
         for r in range(r0, r1):
             a, h0, h1 = gates[t, r, u0:u1], h[t, r, u0:u1], h[t + 1, r, u0:u1]
-            for j in range(u1 - u0):
-                a[j] = tanh(a[j])
-            for j in range(u1 - u0):
-                h1[j] = beta[0] * h0[j] + alpha[0] * a[j]
+            step(a, h0, h1, alpha[0], beta[0])
         join(arrivals, seat)
+
+
+@elementwise("a", "carry")
+def undo(a, carry, d, alpha, beta):
+    return alpha * d * (1 - a * a), beta * d
 
 
 @kernel
@@ -45,7 +53,6 @@ def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, 
     sums (T, B, 2): each row's part of the gradients of alpha and beta.
     """
     T, H = dh.shape[0], dh.shape[2]
-    one = dh.dtype.type(1)
     m0, m1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, m1 - m0, H)
     for t in range(T - 1, -1, -1):
@@ -59,12 +66,10 @@ def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, 
                 to_beta += d[j] * h0[j]
             sums[t, r, 0] = to_alpha
             sums[t, r, 1] = to_beta
-            for j in range(H):
-                carry[j] = beta[0] * d[j]
-            for j in range(H):
-                a[j] = alpha[0] * d[j] * (one - a[j] * a[j])
+            undo(a, carry, d, alpha[0], beta[0])
         join(arrivals, seat)
-        gemm(dh0[m0:m1, u0:u1], gates[t, m0:m1], panels, True, half, code)
+        part = dh0[m0:m1, u0:u1]
+        gemm(part, gates[t, m0:m1], panels, part, half, code)
         join(arrivals, seat)
 
 

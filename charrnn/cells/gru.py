@@ -14,12 +14,19 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Packing, Part, Product, packed_pair, rows
-from charrnn.kernels.elementwise import sigmoid, tanh
+from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
 from charrnn.kernels.softmax import column_sums
+
+
+@elementwise("r", "z", "n", "h1")
+def step(r, z, n, q, h0, h1):
+    r, z = sigmoid(r), sigmoid(z)
+    n = tanh(n + r * q)
+    return r, z, n, n + z * (h0 - n)
 
 
 @kernel
@@ -41,24 +48,23 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat, code
         for r in range(r0, r1):
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
-            h0, h1 = h[t, r, u0:u1], h[t + 1, r, u0:u1]
-            for j in range(u1 - u0):
-                reset[j] = sigmoid(reset[j])
-            for j in range(u1 - u0):
-                z[j] = sigmoid(z[j])
-            for j in range(u1 - u0):
-                n[j] = tanh(n[j] + reset[j] * q[j])
-            for j in range(u1 - u0):
-                h1[j] = n[j] + z[j] * (h0[j] - n[j])
+            step(reset, z, n, q, h[t, r, u0:u1], h[t + 1, r, u0:u1])
         join(arrivals, seat)
+
+
+@elementwise("r", "z", "n", "q", "d", "carry")
+def undo(r, z, n, q, h0, d, carry, way):
+    d = d + way * carry
+    dz = d * (h0 - n) * z * (1 - z)  # h_t = (1 - z) n + z h_(t-1)
+    dn = d * (1 - z) * (1 - n * n)
+    dr = dn * q * r * (1 - r)  # n = tanh(... + r q)
+    return dr, dz, dn, dn * r, d, d * z
 
 
 @kernel
 def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
-    new = np.empty(H, dh.dtype)  # a gate's gradient, until its value is no longer needed
-    one = dh.dtype.type(1)
     r0, r1, u0, u1 = bounds(Wh_nT, dh.shape[1], H, r0, r1, seat)
     first = u0 // Wh_nT.shape[2]
     panels_rz, panels_n, half = Wh_rzT[first:], Wh_nT[first:], halves(Wh_rzT, r1 - r0, 2 * H)
@@ -67,26 +73,11 @@ def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat, cod
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             h0, d, carry = h[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
-            way = ways[t, r]
-            for j in range(u1 - u0):
-                d[j] += way * carry[j]
-            for j in range(u1 - u0):  # h_t = (1 - z) n + z h_(t-1)
-                carry[j] = d[j] * z[j]
-            for j in range(u1 - u0):
-                new[j] = d[j] * (h0[j] - n[j]) * z[j] * (one - z[j])
-            for j in range(u1 - u0):
-                n[j] = d[j] * (one - z[j]) * (one - n[j] * n[j])
-            for j in range(u1 - u0):
-                z[j] = new[j]
-            for j in range(u1 - u0):  # n = tanh(... + r q)
-                new[j] = n[j] * q[j] * reset[j] * (one - reset[j])
-            for j in range(u1 - u0):
-                q[j] = n[j] * reset[j]
-            for j in range(u1 - u0):
-                reset[j] = new[j]
+            undo(reset, z, n, q, h0, d, carry, ways[t, r])
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, : 2 * H], panels_rz, True, half, code)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1, 3 * H :], panels_n, True, half, code)
+        part = dh0[r0:r1, u0:u1]
+        gemm(part, gates[t, r0:r1, : 2 * H], panels_rz, part, half, code)
+        gemm(part, gates[t, r0:r1, 3 * H :], panels_n, part, half, code)
 
 
 class GRU(Cell):

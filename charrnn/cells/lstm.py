@@ -16,10 +16,17 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Part
-from charrnn.kernels.elementwise import sigmoid, tanh
+from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
+
+
+@elementwise("i", "f", "g", "o", "c1", "h1")
+def step(i, f, g, o, c0, c1, h1):
+    i, f, g, o = sigmoid(i), sigmoid(f), tanh(g), sigmoid(o)
+    c1 = f * c0 + i * g
+    return i, f, g, o, c1, o * tanh(c1)
 
 
 @kernel
@@ -33,57 +40,35 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat, code):
         for r in range(r0, r1):
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
-            c0, c1, h1 = c[t, r, u0:u1], c[t + 1, r, u0:u1], h[t + 1, r, u0:u1]
-            # One or two arrays a loop: the compiler vectorises what it can prove apart.
-            for j in range(u1 - u0):
-                i[j] = sigmoid(i[j])
-            for j in range(u1 - u0):
-                f[j] = sigmoid(f[j])
-            for j in range(u1 - u0):
-                g[j] = tanh(g[j])
-            for j in range(u1 - u0):
-                o[j] = sigmoid(o[j])
-            for j in range(u1 - u0):
-                c1[j] = f[j] * c0[j] + i[j] * g[j]
-            for j in range(u1 - u0):
-                h1[j] = o[j] * tanh(c1[j])
+            step(i, f, g, o, c[t, r, u0:u1], c[t + 1, r, u0:u1], h[t + 1, r, u0:u1])
         join(arrivals, seat)
+
+
+@elementwise("i", "f", "g", "o", "d", "dc")
+def undo(i, f, g, o, c0, c1, d, dc, carry, way):
+    d, tanh_c = d + way * carry, tanh(c1)
+    dc = way * dc + d * o * (1 - tanh_c * tanh_c)  # h_t = o tanh(c_t)
+    do = d * tanh_c * o * (1 - o)
+    di = dc * g * i * (1 - i)  # c_t = f c_(t-1) + i g
+    df = dc * c0 * f * (1 - f)
+    dg = dc * i * (1 - g * g)
+    return di, df, dg, do, d, dc * f
 
 
 @kernel
 def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0, dc (B, H); gates (T, B, 4H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
-    tanh_c, di = np.empty(H, dh.dtype), np.empty(H, dh.dtype)
-    one = dh.dtype.type(1)
     r0, r1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, r1 - r0, 4 * H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
-            c0, c1, m = c[t, r, u0:u1], c[t + 1, r, u0:u1], dc[r, u0:u1]
-            d, carry, way = dh[t, r, u0:u1], dh0[r, u0:u1], ways[t, r]
-            for j in range(u1 - u0):
-                d[j] += way * carry[j]
-            for j in range(u1 - u0):
-                tanh_c[j] = tanh(c1[j])
-            for j in range(u1 - u0):  # h_t = o tanh(c_t)
-                m[j] = way * m[j] + d[j] * o[j] * (one - tanh_c[j] * tanh_c[j])
-            for j in range(u1 - u0):
-                o[j] = d[j] * tanh_c[j] * o[j] * (one - o[j])
-            for j in range(u1 - u0):  # c_t = f c_(t-1) + i g
-                di[j] = m[j] * g[j] * i[j] * (one - i[j])
-            for j in range(u1 - u0):
-                g[j] = m[j] * i[j] * (one - g[j] * g[j])
-            for j in range(u1 - u0):
-                i[j] = di[j]
-            for j in range(u1 - u0):
-                gate, dm = f[j], m[j]
-                f[j] = dm * c0[j] * gate * (one - gate)
-                m[j] = dm * gate
+            c0, c1, d, m = c[t, r, u0:u1], c[t + 1, r, u0:u1], dh[t, r, u0:u1], dc[r, u0:u1]
+            undo(i, f, g, o, c0, c1, d, m, dh0[r, u0:u1], ways[t, r])
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half, code)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, half, code)
 
 
 class LSTM(Cell):

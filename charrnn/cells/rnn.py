@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.cells.base import SLOPES, Arrays, Call, Cell, Part
-from charrnn.kernels.elementwise import sigmoid, tanh
+from charrnn.kernels.elementwise import at_least, elementwise, sigmoid, tanh, where_positive
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
@@ -19,11 +19,54 @@ TANH, RELU, SIGMOID, IDENTITY = range(4)
 CODES = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "identity": IDENTITY}
 
 
+@elementwise("a", "h1")
+def step_tanh(a, h1):
+    return (tanh(a),) * 2
+
+
+@elementwise("a", "h1")
+def step_relu(a, h1):
+    return (at_least(a, 0.0),) * 2
+
+
+@elementwise("a", "h1")
+def step_sigmoid(a, h1):
+    return (sigmoid(a),) * 2
+
+
+@elementwise("h1")
+def step_identity(a, h1):
+    return (a,)
+
+
+@elementwise("h", "d")
+def undo_tanh(h, d, carry, way):
+    d = d + way * carry
+    return d * (1 - h * h), d
+
+
+@elementwise("h", "d")
+def undo_relu(h, d, carry, way):
+    d = d + way * carry
+    return where_positive(h, d, 0.0), d
+
+
+@elementwise("h", "d")
+def undo_sigmoid(h, d, carry, way):
+    d = d + way * carry
+    return d * h * (1 - h), d
+
+
+@elementwise("h", "d")
+def undo_identity(h, d, carry, way):
+    d = d + way * carry
+    return d, d
+
+
 @kernel
 def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
     """The equation above. h (T+1, B, H); gates (T, B, H); Wh packed."""
     H = h.shape[2]
-    zero = h.dtype.type(0)
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
@@ -31,16 +74,13 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
         for r in range(r0, r1):
             a, h1 = gates[t, r, u0:u1], h[t + 1, r, u0:u1]
             if activation == TANH:
-                for j in range(u1 - u0):
-                    a[j] = tanh(a[j])
+                step_tanh(a, h1)
             elif activation == RELU:
-                for j in range(u1 - u0):
-                    a[j] = max(a[j], zero)
+                step_relu(a, h1)
             elif activation == SIGMOID:
-                for j in range(u1 - u0):
-                    a[j] = sigmoid(a[j])
-            for j in range(u1 - u0):
-                h1[j] = a[j]
+                step_sigmoid(a, h1)
+            else:
+                step_identity(a, h1)
         join(arrivals, seat)
 
 
@@ -48,29 +88,22 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
 def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat, code):
     """Undo `forward`. dh (T, B, H); dh0 (B, H); gates (T, B, H) become their gradients."""
     T, H = dh.shape[0], dh.shape[2]
-    zero, one = dh.dtype.type(0), dh.dtype.type(1)
     r0, r1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, r1 - r0, H)
     for t in range(T - 1, -1, -1):
         for r in range(r0, r1):
             a, d, carry = gates[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
             way = ways[t, r]
-            for j in range(u1 - u0):
-                d[j] += way * carry[j]
             if activation == TANH:
-                for j in range(u1 - u0):
-                    a[j] = d[j] * (one - a[j] * a[j])
+                undo_tanh(a, d, carry, way)
             elif activation == RELU:
-                for j in range(u1 - u0):
-                    a[j] = d[j] if a[j] > zero else zero
+                undo_relu(a, d, carry, way)
             elif activation == SIGMOID:
-                for j in range(u1 - u0):
-                    a[j] = d[j] * a[j] * (one - a[j])
+                undo_sigmoid(a, d, carry, way)
             else:
-                for j in range(u1 - u0):
-                    a[j] = d[j]
+                undo_identity(a, d, carry, way)
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, False, half, code)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, half, code)
 
 
 class RNN(Cell):

@@ -23,6 +23,10 @@ from charrnn.kernels.tile import ROWS, VECTORS, tile, together
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
 """Rows of the inner dimension that `gemm_tn` packs at a time."""
+NONE, ROW, MATRIX = range(3)
+"""What `gemm` adds to its product."""
+NEAR = 1 << 18
+"""Bytes of A that `gemm` reads again and again: they stay in the second cache beside a panel."""
 
 
 def scratch_size(k: int, dtype: Any) -> int:
@@ -30,18 +34,17 @@ def scratch_size(k: int, dtype: Any) -> int:
     return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // ROWS) * ROWS)
 
 
-def gemm(C, A, P, accumulate, half, code):
-    """``C = A @ W``, or ``C += A @ W``, for W packed as P.
+def gemm(C, A, P, D, half, code):
+    """``C = D + A @ W`` for W packed as P; D may be C itself, one row (N,), or None, which is zero.
 
-    C (M, N) and A (M, K), or (T, M, N) and (T, M, K), have contiguous rows; P is
+    C and D (M, N) and A (M, K), or (T, M, N) and (T, M, K), have contiguous rows; P is
     (panels, K, panel). If P holds pairs of bfloat16, A is rounded to such, too, some rows at a time
     in ``half``, and sums are float32; see `halves`.
     """
     if P.dtype == np.uint32:
         A, P = np.swapaxes(unpaired(pairs(np.swapaxes(A, -1, -2))), -1, -2), unpaired(P)
     W = np.ascontiguousarray(P.transpose(1, 0, 2)).reshape(P.shape[1], -1)[:, : C.shape[-1]]
-    product = A @ W
-    C[...] = C + product if accumulate else product
+    C[...] = A @ W if D is None else D + A @ W
 
 
 def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
@@ -75,61 +78,84 @@ def _halves(P, rows, k):
 
 
 @overload(gemm)
-def _gemm(C, A, P, accumulate, half, code):
-    def impl_2d(C, A, P, accumulate, half, code):
-        C, A = np.expand_dims(C, 0), np.expand_dims(A, 0)
-        _product(C, A, P, 1, C.shape[1], 0, C.strides[1], 0, A.strides[1], accumulate, code)
+def _gemm(C, A, P, D, half, code):
+    def nothing(C, A, P, D, half, code):
+        _into(C, A, P, C, NONE, half, code)
 
-    def impl_2d_pairs(C, A, P, accumulate, half, code):
-        gemm(np.expand_dims(C, 0), np.expand_dims(A, 0), P, accumulate, half, code)
+    def row(C, A, P, D, half, code):
+        D = np.expand_dims(np.expand_dims(D, 0), 0)
+        _into(C, A, P, D, ROW, half, code)
 
-    def impl_pairs(C, A, P, accumulate, half, code):
+    def matrix(C, A, P, D, half, code):
+        _into(C, A, P, D, MATRIX, half, code)
+
+    if isinstance(D, types.Array):
+        return row if D.ndim == 1 else matrix
+    return nothing
+
+
+def _into(C, A, P, D, added, half, code):
+    """`gemm`, told which of three D is; a row has as many axes as C."""
+
+
+@overload(_into)
+def _into_overload(C, A, P, D, added, half, code):
+    def impl_2d(C, A, P, D, added, half, code):
+        C, A, D = np.expand_dims(C, 0), np.expand_dims(A, 0), np.expand_dims(D, 0)
+        _into(C, A, P, D, added, half, code)
+
+    def impl_pairs(C, A, P, D, added, half, code):
         steps = max(1, half.size // max(1, A.shape[1] * P.shape[1]))
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
-            gemm(C[t0:t1], round_rows(half, A[t0:t1]), P, accumulate, half, code)
+            d = D[t0:t1] if added == MATRIX else D[0:1]
+            _into(C[t0:t1], round_rows(half, A[t0:t1]), P, d, added, half, code)
 
-    def impl(C, A, P, accumulate, half, code):
+    def impl(C, A, P, D, added, half, code):
         T, M, _ = C.shape
-        row = 1
         if M == 1:  # steps as rows: tiles of one row are slow
-            T, M, row = 1, T, 0
-        _product(
-            C, A, P, T, M, C.strides[0], C.strides[row], A.strides[0], A.strides[row], accumulate,
-            code,
-        )  # fmt: skip
+            _product(C, A, P, D, 1, T, 0, added, code)
+        else:
+            _product(C, A, P, D, T, M, 1, added, code)
 
-    if P.dtype == A.dtype:
-        return impl_2d if A.ndim == 2 else impl
-    return impl_2d_pairs if A.ndim == 2 else impl_pairs
+    if A.ndim == 2:
+        return impl_2d
+    return impl if P.dtype == A.dtype else impl_pairs
 
 
 @kernel
-def _product(C, A, P, T, M, c_step, c_row, a_step, a_row, accumulate, code):
-    """`gemm` for T matrices that share P; steps between matrices and rows in bytes.
+def _product(C, A, P, D, T, M, axis, added, code):
+    """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
 
-    Panels are the outer loop: one stays in the cache for all rows. Rows are shared out evenly over
-    the tiles, because one of few rows is slower.
+    Some steps, whose A the second cache holds, go through all panels before the next ones do; a
+    panel stays in it for all their rows. Rows are shared out evenly over the tiles, because one of
+    few rows is slower.
     """
-    c_step, c_row = c_step // C.itemsize, c_row // C.itemsize
-    a_step, a_row = a_step // A.itemsize, a_row // A.itemsize
+    c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
+    a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
+    d_step, d_row = D.strides[0] // D.itemsize, D.strides[axis] // D.itemsize
+    if added == ROW:
+        d_step = d_row = 0
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     tiles = -(-M // ROWS)
     group = P.shape[2] * TOGETHER[-(-M // max(tiles, 1))]
-    j0 = 0
-    while j0 < N:
-        columns = _columns(N - j0, group, P.shape[2])
-        p0 = j0 // P.shape[2] * p_step
-        for t in range(T):
-            m = 0
-            for left in range(tiles, 0, -1):
-                rows = -(-(M - m) // left)
-                tile(
-                    code, C, t * c_step + m * c_row + j0, c_row, A, t * a_step + m * a_row, a_row,
-                    1, P, p0, p_step, K, rows, columns, accumulate,
-                )  # fmt: skip
-                m += rows
-        j0 += columns
+    together = max(1, NEAR // max(1, M * K * A.itemsize))
+    for t0 in range(0, T, together):
+        j0 = 0
+        while j0 < N:
+            columns = _columns(N - j0, group, P.shape[2])
+            p0 = j0 // P.shape[2] * p_step
+            for t in range(t0, min(t0 + together, T)):
+                m = 0
+                for left in range(tiles, 0, -1):
+                    rows = -(-(M - m) // left)
+                    tile(
+                        code, C, t * c_step + m * c_row + j0, c_row, D,
+                        t * d_step + m * d_row + j0, d_row, A, t * a_step + m * a_row, a_row, 1,
+                        P, p0, p_step, K, rows, columns, added != NONE,
+                    )  # fmt: skip
+                    m += rows
+            j0 += columns
 
 
 @kernel
@@ -165,9 +191,9 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
                         prefetch(D, r, next_j)
                     tile(
-                        code, C, m * ldc + j0, ldc, A_tiles, i * K * ROWS, 1, ROWS,
-                        P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m), columns,
-                        accumulate or r0 < newest,
+                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_tiles, i * K * ROWS,
+                        1, ROWS, P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m),
+                        columns, accumulate or r0 < newest,
                     )  # fmt: skip
                 j0 += columns
 

@@ -65,6 +65,7 @@ def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat
         n1 = min(N, (first + size - H + u1 + width - 1) // width * width)
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, m0, m1, n0, n1)
-        gemm(gates[t, m0:m1, n0:n1], h[t, m0:m1], P[n0 // width :], True, half, code)
+        part = gates[t, m0:m1, n0:n1]
+        gemm(part, h[t, m0:m1], P[n0 // width :], part, half, code)
     if size < N and H % width > 0:  # a panel may lie across the units of two threads
         join(arrivals, seat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.kernels.elementwise import exp
+from charrnn.kernels.elementwise import elementwise, exp
 from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.reduce import maximum, total
@@ -16,19 +16,14 @@ ROUNDED = 64
 
 @kernel
 def project(out, x, P, bias, r0, r1, seat, code):
-    """``out[t, r] = x[t, r] @ W + bias`` for the rows r0 <= r < r1, or columns as the seat says.
+    """``out = x @ W + bias`` for the rows r0 <= r < r1, or columns as the seat says.
 
     out (T, B, at least N), x (T, B, K), W packed as P, bias (N,).
     """
     m0, m1, n0, n1 = bounds(P, x.shape[1], bias.size, r0, r1, seat)
-    part = bias[n0:n1]
-    for t in range(out.shape[0]):
-        for m in range(m0, m1):
-            row = out[t, m, n0:n1]
-            for j in range(part.size):
-                row[j] = part[j]
     half = halves(P, max(m1 - m0, ROUNDED), x.shape[2])
-    gemm(out[:, m0:m1, n0:n1], x[:, m0:m1], P[n0 // P.shape[2] :], True, half, code)
+    part = out[:, m0:m1, n0:n1]
+    gemm(part, x[:, m0:m1], P[n0 // P.shape[2] :], bias[n0:n1], half, code)
 
 
 @kernel
@@ -39,7 +34,12 @@ def back_project(dx, dout, PT, N, r0, r1, seat, code):
     """
     m0, m1, n0, n1 = bounds(PT, dx.shape[1], dx.shape[2], r0, r1, seat)
     half = halves(PT, max(m1 - m0, ROUNDED), N)
-    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], False, half, code)
+    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], None, half, code)
+
+
+@elementwise("x")
+def exponentials(x, top):
+    return (exp(x - top),)
 
 
 @kernel
@@ -61,8 +61,7 @@ def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
                 continue
             top = maximum(row)
             above = row[target] - top
-            for j in range(row.size):
-                row[j] = exp(row[j] - top)
+            exponentials(row, top)
             exps = total(row)
             losses[t, r] = np.log(exps) - above
             if gradient:

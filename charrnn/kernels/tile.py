@@ -2,7 +2,7 @@
 
 A tile of C stays in registers over the whole inner dimension, because the compiler's own vectoriser
 reaches 60 % of it. Each element is the sum, in the order of k, of one multiply-add a step that
-starts from zero; C's old value is added last, when it has had time to arrive from the cache.
+starts from zero; what it is added to comes last, when it has had time to arrive from the cache.
 So no result depends on how rows and columns fall into tiles.
 """
 
@@ -18,6 +18,7 @@ from numba.np.numpy_support import from_dtype
 
 from charrnn.kernels.bfloat16 import emit_dot
 from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS, Code, kernel
+from charrnn.kernels.vector import Emitter
 
 
 def vectors_for(registers: int) -> int:
@@ -42,24 +43,24 @@ def together(rows: int) -> int:
 
 @kernel
 def tile_code(
-    scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate
+    scalar, operand, c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add
 ):  # fmt: skip
-    """`tile` for C of type ``scalar``, and A and P of type ``operand``, at addresses."""
-    _emit(scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate)
+    """`tile` for C and D of type ``scalar``, and A and P of type ``operand``, at addresses."""
+    _emit(scalar, operand, c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add)
 
 
 @intrinsic(prefer_literal=False)
 def _emit(
-    typingctx, scalar, operand, c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate
+    typingctx, scalar, operand, c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         tile = Tile(builder, *kinds, VECTOR_BITS // scalar.instance_type.bitwidth)
-        c, ldc, a, step_m, step_k, p, p_step, K, rows, columns, accumulate = args[2:]
-        tile.c = builder.inttoptr(c, kinds[0].as_pointer())
+        c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add = args[2:]
+        tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
-        tile.ldc, tile.step_m, tile.step_k, tile.p_step, tile.K = ldc, step_m, step_k, p_step, K
-        tile.columns, tile.accumulate = columns, accumulate
+        tile.ldc, tile.ldd, tile.step_m, tile.step_k = ldc, ldd, step_m, step_k
+        tile.p_step, tile.K, tile.columns, tile.add = p_step, K, columns, add
         tile.emit(rows)
         return context.get_dummy_value()
 
@@ -69,7 +70,7 @@ def _emit(
 def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
     """The types of `tile_code`'s arguments."""
     of = tuple(types.TypeRef(t) for t in (scalar, operand))
-    return (*of, *[types.intp] * 10, types.boolean)
+    return (*of, *[types.intp] * 12, types.boolean)
 
 
 def tile_for(operands: Any) -> Code:
@@ -85,32 +86,35 @@ def tile_for(operands: Any) -> Code:
 
 @intrinsic(prefer_literal=False)
 def tile(
-    typingctx, code, C, c0, ldc, A, a0, step_m, step_k, P, p0, p_step, K, rows, columns, accumulate
+    typingctx, code, C, c0, ldc, D, d0, ldd, A, a0, step_m, step_k, P, p0, p_step, K, rows,
+    columns, add,
 ):  # fmt: skip
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
-    ``C[c0 + m*ldc + p*panel + j] (+)= sum_k A[a0 + m*step_m + k*step_k]
+    ``C[c0 + m*ldc + p*panel + j] = sum_k A[a0 + m*step_m + k*step_k]
     * P[p0 + p*p_step + k*panel + j]`` for m < rows <= ROWS and p*panel + j < columns, indices
-    counting elements from each array's start. Elements of P and A may be pairs of bfloat16.
+    counting elements from each array's start; with ``add`` plus ``D[d0 + m*ldd + p*panel + j]``.
+    Elements of P and A may be pairs of bfloat16.
     """
     sig = types.void(
-        types.intp, C, *[types.intp] * 2, A, *[types.intp] * 3, P, *[types.intp] * 5, types.boolean
-    )
+        types.intp, C, *[types.intp] * 2, D, *[types.intp] * 2, A, *[types.intp] * 3, P,
+        *[types.intp] * 5, types.boolean,
+    )  # fmt: skip
     kinds = _kinds(C.dtype, P.dtype)
 
     def codegen(context, builder, signature, args):
-        code, c, c0, ldc, a, a0, step_m, step_k, p, p0, p_step, K, rows, columns, accumulate = args
+        code, c, c0, ldc, d, d0, ldd, a, a0, step_m, step_k, p, p0, p_step, K, *last = args
         start = [
             builder.ptrtoint(
                 builder.gep(context.make_array(ty)(context, builder, value=x).data, [first]),
                 c0.type,
             )
-            for ty, x, first in ((C, c, c0), (A, a, a0), (P, p, p0))
+            for ty, x, first in ((C, c, c0), (D, d, d0), (A, a, a0), (P, p, p0))
         ]
         dummy = context.get_dummy_value()
         values = [
-            dummy, dummy, start[0], ldc, start[1], step_m, step_k, start[2], p_step, K, rows,
-            columns, accumulate,
+            dummy, dummy, start[0], ldc, start[1], ldd, start[2], step_m, step_k, start[3], p_step,
+            K, *last,
         ]  # fmt: skip
         kind = context.call_conv.get_function_type(types.none, kinds)
         callee = builder.inttoptr(code, kind.as_pointer())
@@ -120,19 +124,17 @@ def tile(
     return sig, codegen
 
 
-class Tile:
+class Tile(Emitter):
     """Writes the IR: a switch over the row count, then loops over panels and the last columns."""
 
     def __init__(
         self, builder: ir.IRBuilder, scalar: ir.Type, operand: ir.Type, lanes: int
     ) -> None:
-        self.builder, self.lanes = builder, lanes
-        self.vector = ir.VectorType(scalar, lanes)
+        super().__init__(builder, scalar, lanes)
         self.operand = ir.VectorType(operand, lanes)
-        self.index = ir.IntType(64)
         self.panel = VECTORS * lanes
-        self.c = self.a = self.p = self.ldc = self.step_m = self.step_k = self.p_step = None
-        self.K = self.columns = self.accumulate = None
+        self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
+        self.step_m = self.step_k = self.p_step = self.K = self.columns = self.add = None
 
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
@@ -205,11 +207,12 @@ class Tile:
             first = self.step(self.p, b.mul(b.sdiv(at, size), self.p_step), b.srem(at, size))
             p += [self.step(first, self.at(i * self.lanes)) for i in range(min(every, vectors - v))]
         a = [self.step(self.a, self.times(m, self.step_m)) for m in range(rows)]
-        c = [
-            [self.step(self.c, self.times(m, self.ldc), column, self.at(v * self.lanes))
-             for v in range(vectors)]
-            for m in range(rows)
-        ]  # fmt: skip
+        c, d = (
+            [[self.step(first, self.times(m, step), column, self.at(v * self.lanes))
+              for v in range(vectors)]
+             for m in range(rows)]
+            for first, step in ((self.c, self.ldc), (self.d, self.ldd))
+        )  # fmt: skip
         self.prefetch(c)
         before = b.block
         loop, end = b.append_basic_block("k.loop"), b.append_basic_block("k.end")
@@ -244,19 +247,19 @@ class Tile:
         masks: list[ir.Value | None] = [None] * vectors
         if left is not None:
             masks[-1] = self.mask(b.sub(left, self.at((vectors - 1) * self.lanes)))
-        self.finish(result, c, masks)
+        self.finish(result, c, d, masks)
 
-    def finish(self, result: Any, c: Any, masks: list[ir.Value | None]) -> None:
-        """Store the sums, or add them to C."""
+    def finish(self, result: Any, c: Any, d: Any, masks: list[ir.Value | None]) -> None:
+        """Store the sums, or D and the sums."""
         b = self.builder
-        with b.if_else(self.accumulate) as (add, set_):
+        with b.if_else(self.add) as (add, set_):
             for way in (add, set_):
                 with way:
-                    for values, pointers in zip(result, c, strict=True):
-                        for value, pointer, mask in zip(values, pointers, masks, strict=True):
+                    for row in zip(result, c, d, strict=True):
+                        for value, to, other, mask in zip(*row, masks, strict=True):
                             if way is add:
-                                value = b.fadd(self.load(pointer, self.vector, mask), value)
-                            self.store(value, pointer, mask)
+                                value = b.fadd(self.load(other, self.vector, mask), value)
+                            self.store(value, to, mask)
 
     def prefetch(self, c: list[list[ir.Value]]) -> None:
         """Ask for the tile of C: it is needed when the sums are done."""
@@ -277,9 +280,6 @@ class Tile:
         # Fused where the processor can, on every path of one target alike.
         return b.fadd(b.fmul(x, y, flags=("contract",)), z, flags=("contract",))
 
-    def at(self, value: int) -> ir.Constant:
-        return ir.Constant(self.index, value)
-
     def times(self, m: int, stride: ir.Value) -> ir.Value:
         return self.builder.mul(self.at(m), stride)
 
@@ -287,55 +287,3 @@ class Tile:
         for offset in offsets:
             pointer = self.builder.gep(pointer, [offset])
         return pointer
-
-    def phi(self, kind: ir.Type, *incoming: tuple[ir.Value, ir.Block]) -> ir.Value:
-        phi = self.builder.phi(kind)
-        for value, block in incoming:
-            phi.add_incoming(value, block)
-        return phi
-
-    def splat(self, x: ir.Value) -> ir.Value:
-        b, undefined = self.builder, ir.Constant(self.operand, ir.Undefined)
-        one = b.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return b.shuffle_vector(one, undefined, lanes)
-
-    def mask(self, left: ir.Value) -> ir.Value:
-        b, kind = self.builder, ir.VectorType(self.index, self.lanes)
-        undefined = ir.Constant(kind, ir.Undefined)
-        one = b.insert_element(undefined, left, ir.Constant(ir.IntType(32), 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
-        return b.icmp_signed(
-            "<", ir.Constant(kind, list(range(self.lanes))), b.shuffle_vector(one, undefined, lanes)
-        )
-
-    def load(
-        self, pointer: ir.Value, kind: ir.VectorType, mask: ir.Value | None = None
-    ) -> ir.Value:
-        b = self.builder
-        pointer = b.bitcast(pointer, ir.PointerType(kind))
-        align = 8 if kind.element == ir.DoubleType() else 4
-        if mask is None:
-            return b.load(pointer, align=align)
-        bits = ir.VectorType(ir.IntType(1), self.lanes)
-        kinds = [pointer.type, ir.IntType(32), bits, kind]
-        load = self.intrinsic("load", ir.FunctionType(kind, kinds))
-        zeros = ir.Constant(kind, [0.0] * self.lanes)
-        return b.call(load, [pointer, ir.Constant(ir.IntType(32), align), mask, zeros])
-
-    def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
-        b = self.builder
-        pointer = b.bitcast(pointer, ir.PointerType(self.vector))
-        align = 8 if self.vector.element == ir.DoubleType() else 4
-        if mask is None:
-            b.store(value, pointer, align=align)
-            return
-        bits = ir.VectorType(ir.IntType(1), self.lanes)
-        kinds = [self.vector, pointer.type, ir.IntType(32), bits]
-        store = self.intrinsic("store", ir.FunctionType(ir.VoidType(), kinds))
-        b.call(store, [value, pointer, ir.Constant(ir.IntType(32), align), mask])
-
-    def intrinsic(self, name: str, kind: ir.FunctionType) -> ir.Function:
-        lanes = f"v{self.lanes}{self.vector.element.intrinsic_name}"
-        full = f"llvm.masked.{name}.{lanes}.p0"
-        return cgutils.get_or_insert_function(self.builder.module, kind, full)

@@ -1,0 +1,71 @@
+"""Vector instructions, written as LLVM's IR: what the tile and the formulas have in common.
+
+All is emitted for the width of the processor that Numba compiles for.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils
+
+
+class Emitter:
+    """Writes code for vectors of ``lanes`` numbers of type ``scalar`` where a builder stands."""
+
+    def __init__(self, builder: ir.IRBuilder, scalar: ir.Type, lanes: int) -> None:
+        self.builder, self.lanes = builder, lanes
+        self.vector = ir.VectorType(scalar, lanes)
+        self.index = ir.IntType(64)
+
+    def at(self, value: int) -> ir.Constant:
+        return ir.Constant(self.index, value)
+
+    def phi(self, kind: ir.Type, *incoming: tuple[ir.Value, ir.Block]) -> ir.Value:
+        phi = self.builder.phi(kind)
+        for value, block in incoming:
+            phi.add_incoming(value, block)
+        return phi
+
+    def splat(self, x: ir.Value) -> ir.Value:
+        """A vector with x in every lane."""
+        b, undefined = self.builder, ir.Constant(ir.VectorType(x.type, self.lanes), ir.Undefined)
+        one = b.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
+        lanes = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return b.shuffle_vector(one, undefined, lanes)
+
+    def mask(self, left: ir.Value) -> ir.Value:
+        """The first ``left`` lanes."""
+        lanes = ir.Constant(ir.VectorType(self.index, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", lanes, self.splat(left))
+
+    def load(
+        self, pointer: ir.Value, kind: ir.VectorType, mask: ir.Value | None = None
+    ) -> ir.Value:
+        """A vector; of a masked one the lanes beyond are zero, and are not read."""
+        b = self.builder
+        pointer = b.bitcast(pointer, ir.PointerType(kind))
+        align = 8 if kind.element == ir.DoubleType() else 4
+        if mask is None:
+            return b.load(pointer, align=align)
+        bits = ir.VectorType(ir.IntType(1), self.lanes)
+        kinds = [pointer.type, ir.IntType(32), bits, kind]
+        load = self._masked("load", ir.FunctionType(kind, kinds))
+        zeros = ir.Constant(kind, [0.0] * self.lanes)
+        return b.call(load, [pointer, ir.Constant(ir.IntType(32), align), mask, zeros])
+
+    def store(self, value: ir.Value, pointer: ir.Value, mask: ir.Value | None) -> None:
+        b = self.builder
+        pointer = b.bitcast(pointer, ir.PointerType(self.vector))
+        align = 8 if self.vector.element == ir.DoubleType() else 4
+        if mask is None:
+            b.store(value, pointer, align=align)
+            return
+        bits = ir.VectorType(ir.IntType(1), self.lanes)
+        kinds = [self.vector, pointer.type, ir.IntType(32), bits]
+        store = self._masked("store", ir.FunctionType(ir.VoidType(), kinds))
+        b.call(store, [value, pointer, ir.Constant(ir.IntType(32), align), mask])
+
+    def _masked(self, name: str, kind: ir.FunctionType) -> ir.Function:
+        lanes = f"v{self.lanes}{self.vector.element.intrinsic_name}"
+        full = f"llvm.masked.{name}.{lanes}.p0"
+        return cgutils.get_or_insert_function(self.builder.module, kind, full)
