@@ -13,7 +13,7 @@ import pytest
 from support import Guards, equal, relative_error, same_bits
 
 from charrnn.kernels.bfloat16 import unpaired
-from charrnn.kernels.gemm import DEPTH, NEAR, ROWS, gemm, halves, scratch_size, weight_product
+from charrnn.kernels.gemm import DEEP, DEPTH, NEAR, ROWS, gemm, halves, scratch_size, weight_product
 from charrnn.kernels.jit import FAST_MATH
 from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
 from charrnn.kernels.seat import ALONE
@@ -258,6 +258,25 @@ def test_a_product_of_many_steps(dtype: str, rows: int) -> None:
     pack(P, W, 0, n)
     project(out, x, P, bias, 0, rows, ALONE, tile_for(dtype).address())
     assert equal(out, x @ W + bias)
+
+
+@each_dtype
+def test_a_deep_product(dtype: str, guarded: Guards) -> None:
+    """Of more rows of W than go through a tile at a time, added to nothing and to what is there."""
+    rng, n, k = np.random.default_rng(7), panel(dtype) + 3, 2 * steps_per_row(dtype) * DEEP + 7
+    W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (8, k), dtype)
+    P = packed(k, n, dtype)
+    pack(P, W, 0, n)
+    for keep in (False, True):
+        C = guarded(old(rng, (8, n), dtype, keep))
+        want = A @ W + (C if keep else 0)
+        product(C, A, P, 0, 8, n, keep, tile_for(dtype).address())
+        assert equal(C, want)
+
+
+def steps_per_row(dtype: str) -> int:
+    """Rows of a matrix that a packed row holds."""
+    return 2 // steps(2, dtype)
 
 
 # --- Weight gradients --------------------------------------------------------------------------

@@ -25,6 +25,8 @@ DEPTH = 256
 """Rows of the inner dimension that `gemm_tn` packs at a time."""
 NONE, ROW, MATRIX = range(3)
 """What `gemm` adds to its product."""
+DEEP = 2048
+"""Most rows of a panel that `gemm` takes at a time: more would outgrow the second cache."""
 NEAR = 1 << 18
 """Bytes of A that `gemm` reads again and again: they stay in the second cache beside a panel."""
 
@@ -144,17 +146,24 @@ def _product(C, A, P, D, T, M, axis, added, code):
         j0 = 0
         while j0 < N:
             columns = _columns(N - j0, group, P.shape[2])
-            p0 = j0 // P.shape[2] * p_step
-            for t in range(t0, min(t0 + together, T)):
-                m = 0
-                for left in range(tiles, 0, -1):
-                    rows = -(-(M - m) // left)
-                    tile(
-                        code, C, t * c_step + m * c_row + j0, c_row, D,
-                        t * d_step + m * d_row + j0, d_row, A, t * a_step + m * a_row, a_row, 1,
-                        P, p0, p_step, K, rows, columns, added != NONE,
-                    )  # fmt: skip
-                    m += rows
+            for k0 in range(0, K, DEEP):
+                p0, k = j0 // P.shape[2] * p_step + k0 * P.shape[2], min(DEEP, K - k0)
+                for t in range(t0, min(t0 + together, T)):
+                    m = 0
+                    for left in range(tiles, 0, -1):
+                        rows, a0 = -(-(M - m) // left), t * a_step + m * a_row + k0
+                        c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
+                        if k0 == 0:
+                            tile(
+                                code, C, c0, c_row, D, d0, d_row, A, a0, a_row, 1,
+                                P, p0, p_step, k, rows, columns, added != NONE,
+                            )  # fmt: skip
+                        else:
+                            tile(
+                                code, C, c0, c_row, C, c0, c_row, A, a0, a_row, 1,
+                                P, p0, p_step, k, rows, columns, True,
+                            )  # fmt: skip
+                        m += rows
             j0 += columns
 
 
