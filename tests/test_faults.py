@@ -605,6 +605,19 @@ def test_each_signal_saves(name: str, text: Path, tmp_path: Path) -> None:
     check_same(tmp_path / "run", text)
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(text: Path, tmp_path: Path) -> None:
+    """`timeout` sends it to the process and to its group."""
+    for _ in range(5):
+        process = started(tmp_path / "run", text, stderr=subprocess.PIPE)
+        for pause in (0.0001, 0.01, 0.02):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert b"go on with: charrnn train --resume" in said
+        shutil.rmtree(tmp_path / "run")
+
+
 def test_nohup_is_obeyed(text: Path, tmp_path: Path) -> None:
     process = started(
         tmp_path / "run", text, stderr=subprocess.PIPE,

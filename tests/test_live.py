@@ -519,7 +519,10 @@ def test_lines_that_a_resumed_run_repeats_come_once(folder):
 class Terminal:
     """A command of charrnn on a pseudo-terminal."""
 
-    def __init__(self, *arguments, command="monitor", columns=80, lines=24, **environment):
+    def __init__(
+        self, *arguments, command="monitor", program=("-m", "charrnn"), columns=80, lines=24,
+        **environment,
+    ):  # fmt: skip
         import pty
 
         self.master, self.slave = pty.openpty()
@@ -528,7 +531,7 @@ class Terminal:
         self.text = ""
         self.decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end in a letter
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "charrnn", command, *map(str, arguments)],
+            [sys.executable, *program, command, *map(str, arguments)],
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,
@@ -839,11 +842,11 @@ def training(terminal, tmp_path):
     """`charrnn train --live` of a small run that goes on for long, unless told otherwise."""
     (tmp_path / "book.txt").write_text("It was the best of times. " * 200, encoding="utf-8")
 
-    def start(*options):
+    def start(*options, **more):
         sizes = ["--hidden-size=16", "--batch-size=4", "--seq-length=16", "--eval-every=50"]
         folder = ["--out-dir", tmp_path / "run"]
         text = tmp_path / "book.txt"
-        return terminal(text, *sizes, *folder, "--live", *options, command="train")
+        return terminal(text, *sizes, *folder, "--live", *options, command="train", **more)
 
     return start
 
@@ -898,6 +901,79 @@ def test_a_second_signal_kills_with_the_terminal_given_back(training):
     tty.until(lambda: "saving at the end" in tty.text)
     tty.process.send_signal(signal.SIGINT)
     assert tty.ended() in (-signal.SIGINT, 130)
+
+
+BUSY = """
+import hashlib, os, sys
+from charrnn import terminal
+from charrnn.cli import cli
+from charrnn.trainer import Run
+
+fast = Run._gradients
+
+def busy(run, *arguments):  # as a long kernel is: C code in which no handler of Python's is run
+    if terminal._screen is not None and run.progress.step == 5:
+        os.write(2, b"busy")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+    return fast(run, *arguments)
+
+Run._gradients = busy
+cli(sys.argv[1:], prog_name="charrnn")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_second_signal_within_a_kernel_ends_at_once_with_the_terminal_given_back(training, name):
+    tty, number = training(program=("-c", BUSY)), getattr(signal, name)
+    tty.until(lambda: "busy" in tty.text)
+    assert tty.now() != tty.modes
+    time.sleep(0.3)  # it is in there now
+    tty.process.send_signal(number)
+    time.sleep(0.5)
+    assert tty.process.poll() is None and tty.now() != tty.modes
+    begin = time.monotonic()
+    tty.process.send_signal(number)
+    assert tty.ended() == 128 + number
+    assert time.monotonic() - begin < 5
+
+
+STOPPED = """
+import os, sys
+from charrnn import terminal
+from charrnn.cli import cli
+
+put = terminal.Screen._put
+
+def half(screen, text):
+    put(screen, text[: len(text) // 2])
+    if "running" in text:
+        os.write(1, b"half")
+        __import__("time").sleep(60)
+    put(screen, text[len(text) // 2 :] + "the rest")
+
+terminal.Screen._put = half
+cli(sys.argv[1:], prog_name="charrnn")
+"""
+
+
+@pytest.mark.parametrize("command", ["monitor", "train"])
+def test_a_signal_in_the_middle_of_a_frame(terminal, training, folder, command):
+    """Nothing of it comes to the ordinary screen; the second one finds the terminal as it was."""
+    more = {"program": ("-c", STOPPED)}
+    if command == "monitor":
+        tty = terminal(folder, **more)
+    else:
+        tty = training("--max-steps=1000000", "--eval-every=0", **more)
+    tty.until(lambda: "half" in tty.text)
+    tty.process.send_signal(signal.SIGTERM)
+    if command == "train":
+        tty.until(lambda: "once more" in tty.text)
+        assert tty.now() == tty.modes
+        tty.process.send_signal(signal.SIGTERM)
+    assert tty.ended() in (143, -signal.SIGTERM)
+    assert "the rest" not in after_the_view(tty)
+    if command == "train":
+        assert "once more to end at once" in after_the_view(tty)
 
 
 def test_the_own_trainer_is_not_silent(folder):
