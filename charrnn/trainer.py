@@ -172,7 +172,8 @@ class Run:
     def interrupt(self) -> None:
         """Ask to save and stop at the end of the step; safe in a signal handler.
 
-        A validation is given up and made again when the run is resumed.
+        A validation, and what is measured at the end of a run, is given up and made again when the
+        run is resumed.
         """
         self._interrupted = True
 
@@ -372,8 +373,8 @@ class Run:
             }
         )
 
-    def _look(self, done: int, count: int) -> None:
-        """Give an evaluation up if the run is to stop."""
+    def _look(self, *progress: int) -> None:
+        """Give up what can be made again, if the run is to stop."""
         if self._interrupted:
             raise _Interrupted
 
@@ -710,7 +711,7 @@ class Run:
         if p.best_step not in (None, p.step):
             model = self._best_model()
         seed = self.config.train.seed
-        return memorised_shares(model, text.vocabulary, text.train, text.val, seed)
+        return memorised_shares(model, text.vocabulary, text.train, text.val, seed, self._look)
 
     def _compile(self) -> Iterator[Event]:
         """Compile what the steps need; with a word of it, if there is anything to compile."""

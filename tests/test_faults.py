@@ -24,7 +24,7 @@ import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
 from faults_child import Calls, fail_at  # noqa: E402
 
-from charrnn import api, cache, checkpoint, monitor, runlog, runs  # noqa: E402
+from charrnn import api, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
@@ -519,6 +519,45 @@ def test_the_test_part_gives_way_too(
         patch.setattr(Model, "losses", interrupted)
         assert list(run.events())[-1]["reason"] == "interrupted"
     assert [e["event"] for e in resumed(tmp_path / "run")] == ["start", "end"]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("place", ["sampling", "looking up"])
+def test_the_look_for_memorised_passages_gives_way(
+    place: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: between two pieces of its samples, and between two blocks of a long text."""
+    list(begin(tmp_path / "whole", text).events())
+    run, calls = begin(tmp_path / "run", text), []
+    generate, hashes = memorised.sampling.generate, memorised._hashes
+
+    def counted(last: int) -> None:
+        calls.append(last)
+        if len(calls) == last:
+            run.interrupt()
+
+    def sampled(model: Any, vocabulary: Any, config: Any, **more: Any) -> Iterator[list[str]]:
+        for step in generate(model, vocabulary, config, **more):
+            if config.num_samples == memorised.PIECES:
+                counted(3)
+            yield step
+
+    def hashed(ids: Any) -> Any:
+        counted(memorised.PIECES + 3)  # all of the samples, three blocks of the text
+        return hashes(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memorised, "BLOCK", 100)
+        if place == "sampling":
+            patch.setattr(memorised.sampling, "generate", sampled)
+        else:
+            patch.setattr(memorised, "_hashes", hashed)
+        end = list(run.events())[-1]
+    assert end["reason"] == "interrupted"
+    assert len(calls) == calls[0]
+    assert metrics(run.folder)[-1]["event"] != "end"
+    assert [e["event"] for e in resumed(run.folder)] == ["start", "end"]
+    assert metrics(run.folder)[-1]["memorised"] is not None
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
