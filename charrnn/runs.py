@@ -388,7 +388,7 @@ def _prepare(
                 f"--val-file {data.val_file} has fewer than 2 characters: give a longer text"
             )
     for part, share, name in ((val, val_frac, "validation"), (test, data.test_frac, "test")):
-        if share and not len(part):
+        if share != 0 and not len(part):
             notes.append(f"the text is too short for a {name} part: there is none")
     if config.train.patience and not len(val):
         notes.append("--patience has no effect: there is no validation text")
