@@ -29,6 +29,19 @@ SETTLED = 2.0
 """Seconds from a file's last change after which any other one shows in its times."""
 
 
+MOST_WHOLE = 100_000_000
+"""Characters of a text that is needed in memory as a whole; with what is made of it, some 7 GB."""
+
+
+def check_whole(length: int, name: str, instead: str = "name a part of it") -> None:
+    """InputError if a text of so many characters is too long for what needs it as a whole."""
+    if length > MOST_WHOLE:
+        raise InputError(
+            f"{name} has {length:,} characters: where a text is needed whole, in memory, it may "
+            f"have {MOST_WHOLE:,}; {instead} (head -c {MOST_WHOLE} FILE)"
+        )
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text as ids, and where it comes from.
@@ -63,7 +76,8 @@ class Corpus:
 
     @property
     def text(self) -> str | bytes:
-        """All of it, str or at level "byte" bytes, in memory."""
+        """All of it, str or at level "byte" bytes, in memory; InputError if it is too long."""
+        check_whole(len(self), self.name)
         return self.vocabulary.decode(self.ids)
 
     @property

@@ -74,7 +74,7 @@ def evaluate(
         page.check(html, length or ON_PAGE)
 
     from charrnn import api
-    from charrnn.data import read_corpus
+    from charrnn.data import check_whole, read_corpus
     from charrnn.vocab import describe
 
     lm = api.load(model)
@@ -82,6 +82,8 @@ def evaluate(
     encoding = encoding or data.encoding
     with monitor.reading() as told:
         corpus = read_corpus(files, level=data.level, encoding=encoding, on_progress=told)
+    if seen:
+        check_whole(len(corpus), corpus.name)
     missing = lm.vocabulary.missing(corpus.counts)
     if missing and on_unknown != "error":
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
