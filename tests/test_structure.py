@@ -187,7 +187,7 @@ CORE = {
     "table": set(),
     "monitor": {"advice", "errors"},
     "options": {"config"},
-    "curves": {"chart", "config", "errors", "live", "plots", "runlog"},
+    "curves": {"advice", "chart", "errors", "live", "plots"},
     "child": set(),
     "peer": {"config"},
     "tuner": {"threads"},
@@ -203,7 +203,7 @@ CORE = {
         "vocab",
     },
     "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
-    "live": {"advice", "chart", "errors", "monitor", "runlog", "table", "terminal"},
+    "live": {"advice", "chart", "config", "errors", "monitor", "runlog", "table", "terminal"},
 }
 
 
