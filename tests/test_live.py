@@ -939,18 +939,19 @@ def test_a_second_signal_within_a_kernel_ends_at_once_with_the_terminal_given_ba
 
 
 STOPPED = """
-import os, sys
+import os, sys, time
 from charrnn import terminal
 from charrnn.cli import cli
 
 put = terminal.Screen._put
 
 def half(screen, text):
+    if "running" not in text:
+        return put(screen, text)
     put(screen, text[: len(text) // 2])
-    if "running" in text:
-        os.write(1, b"half")
-        __import__("time").sleep(60)
-    put(screen, text[len(text) // 2 :] + "the rest")
+    os.write(1, b"half")
+    time.sleep(2)
+    put(screen, "the rest")
 
 terminal.Screen._put = half
 cli(sys.argv[1:], prog_name="charrnn")
@@ -959,7 +960,7 @@ cli(sys.argv[1:], prog_name="charrnn")
 
 @pytest.mark.parametrize("command", ["monitor", "train"])
 def test_a_signal_in_the_middle_of_a_frame(terminal, training, folder, command):
-    """Nothing of it comes to the ordinary screen; the second one finds the terminal as it was."""
+    """What is left of it is not written to the ordinary screen."""
     more = {"program": ("-c", STOPPED)}
     if command == "monitor":
         tty = terminal(folder, **more)
@@ -970,11 +971,24 @@ def test_a_signal_in_the_middle_of_a_frame(terminal, training, folder, command):
     if command == "train":
         tty.until(lambda: "once more" in tty.text)
         assert tty.now() == tty.modes
-        tty.process.send_signal(signal.SIGTERM)
-    assert tty.ended() in (143, -signal.SIGTERM)
+    assert tty.ended() == 143
     assert "the rest" not in after_the_view(tty)
     if command == "train":
         assert "once more to end at once" in after_the_view(tty)
+
+
+def test_a_stopped_terminal_is_not_waited_for(terminal, folder):
+    """As after Ctrl-S: the write of a frame hangs."""
+    import termios
+
+    tty = terminal(folder)
+    tty.shows("running")
+    termios.tcflow(tty.slave, termios.TCOOFF)
+    tty.resize(100, 30)
+    time.sleep(1)
+    tty.process.send_signal(signal.SIGTERM)
+    assert tty.process.wait(PATIENCE) == 143
+    assert tty.now() == tty.modes
 
 
 def test_the_own_trainer_is_not_silent(folder):
