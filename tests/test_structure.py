@@ -142,7 +142,7 @@ CORE = {
     "heatmap": {"chart"},
     "characters": {"chart"},
     "features": set(),
-    "page": {"errors", "heatmap"},
+    "page": {"atomic", "errors", "heatmap"},
     "surprise": {"characters", "chart", "data", "errors", "heatmap", "model", "page", "vocab"},
     "inspection": {
         "api",
