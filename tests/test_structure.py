@@ -176,7 +176,7 @@ CORE = {
     "memorised": {"config", "errors", "sampling", "vocab"},
     "table": set(),
     "monitor": {"advice", "errors"},
-    "options": {"config"},
+    "options": {"config", "errors"},
     "curves": {"chart", "config", "errors", "live", "plots", "runlog"},
     "child": set(),
     "peer": {"config"},
