@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn import plots, runlog
+from charrnn import advice, plots
 from charrnn.chart import printable
-from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.live import View, Watched, find, time_unit
 
@@ -50,7 +49,8 @@ def plot(names: Sequence[str], path: str, view: View) -> None:
 
 def labels(folders: Sequence[Path]) -> list[str]:
     """What to call runs: the options in which they differ; their names where that does not help."""
-    options = [_options(folder) for folder in folders]
+    configs = [advice.config_of(folder) for folder in folders]
+    options = [config.options() if config else {} for config in configs]
     keys = dict.fromkeys(key for each in options for key in each if key not in UNTOLD)
     differ = [key for key in keys if any(each.get(key) != options[0].get(key) for each in options)]
     texts = [", ".join(_fact(key, each[key]) for key in differ if key in each) for each in options]
@@ -62,15 +62,6 @@ def labels(folders: Sequence[Path]) -> list[str]:
         f"{name}: {text}".removesuffix(": ") if twice else text
         for name, text, twice in zip(names, texts, same, strict=True)
     ]
-
-
-def _options(folder: Path) -> dict[str, Any]:
-    """A run's options by name; none if its config.json cannot be used."""
-    path = folder / "config.json"
-    try:
-        return Config.from_json(runlog.read_json(path)["config"]).options()
-    except (OSError, InputError, LookupError, TypeError):
-        return {}  # the curves are worth seeing without
 
 
 def _fact(name: str, value: Any) -> str:

@@ -30,6 +30,7 @@ from charrnn.chart import (
     printable,
     sparkline,
 )
+from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.monitor import REASONS, duration, units
 from charrnn.table import Table
@@ -180,8 +181,8 @@ class Watched:
         self._begin()
 
     def _begin(self) -> None:
-        self.clip, self.about = _described(self.folder)
         self._config, self._course = advice.config_of(self.folder), advice.Course()
+        self.clip, self.about = _described(self._config)
         self._advice: tuple[int, list[str]] = 0, []  # after so many events
         self.start: Event = {}
         self.best: Event = {}
@@ -339,16 +340,12 @@ def _real(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _described(folder: Path) -> tuple[float, str]:
-    """The clipping threshold, 0 for none, and the model in words, of a run's config.json."""
-    path = folder / "config.json"
-    try:
-        config = runlog.read_json(path)["config"]
-        model = config["model"]
-        about = f"{model['model']} {model['num_layers']}x{model['hidden_size']}"
-        return max(_finite(config["train"]["grad_clip"]), 0.0), about[:100]
-    except (OSError, InputError, LookupError, TypeError, ValueError, OverflowError):
+def _described(config: Config | None) -> tuple[float, str]:
+    """The clipping threshold, 0 for none, and the model in words."""
+    if config is None:
         return 0.0, ""  # the curves are worth seeing without
+    model = config.model
+    return config.train.grad_clip, f"{model.model} {model.num_layers}x{model.hidden_size}"
 
 
 # -- the screen ---------------------------------------------------------------------------------

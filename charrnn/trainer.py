@@ -319,7 +319,7 @@ class Run:
         before, ids = piece.ids[:-new], piece.ids[-new:]
         if len(before):
             run.set_state(model.advance(before, window.state(0)))
-        else:
+        elif run is not window:
             run.carry(window, 0)
         run.set_dropout_key(self.config.train.seed, self.progress.step)
         return probe.reach(run, ids[:T], piece.targets[:T])
@@ -644,19 +644,15 @@ class Run:
         return event
 
     def _gradient_event(self, before: np.ndarray, reach: dict[str, Any] | None) -> Event:
-        """What there is to say of this step's gradient; ``before``, a copy of the weights that it
-        changed, is overwritten."""
+        """What there is to say of this step's gradient; ``before`` are the weights before it."""
         p, params, grads = self.progress, self.model.params, self.model.grads
-        update = np.subtract(params.flat, before, out=before)
         limit = self.config.train.grad_clip_value
         beyond = np.count_nonzero(np.abs(grads.flat) > limit) if limit else 0
         event = {
             "event": "gradients",
             "step": p.step,
             "epoch": self._epoch(),
-            "gradient_norms": probe.norms(params, grads.flat),
-            "update_norms": probe.norms(params, update),
-            "weight_norms": probe.norms(params, params.flat),
+            **probe.norms(params, grads, before),
             "clipped": p.gradient_clipped / p.gradient_steps,
             "clip_scale": p.gradient_scales / p.gradient_steps,
             "clipped_elements": beyond / params.count,

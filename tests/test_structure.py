@@ -177,7 +177,7 @@ CORE = {
     "table": set(),
     "monitor": {"advice", "errors"},
     "options": {"config", "errors"},
-    "curves": {"chart", "config", "errors", "live", "plots", "runlog"},
+    "curves": {"advice", "chart", "errors", "live", "plots"},
     "child": set(),
     "peer": {"config"},
     "tuner": {"threads"},
@@ -193,7 +193,7 @@ CORE = {
         "vocab",
     },
     "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
-    "live": {"advice", "chart", "errors", "monitor", "runlog", "table", "terminal"},
+    "live": {"advice", "chart", "config", "errors", "monitor", "runlog", "table", "terminal"},
 }
 
 
