@@ -110,9 +110,9 @@ def test_round_numbers_of_a_logarithmic_axis(low, high, count, labels):
 
 
 def test_axes_without_data_have_no_numbers():
-    lines = chart.chart([Series("a", [], [])], 40, 10, x_label="steps", y_label="nats")
+    lines = chart.chart([Series("a", [], [])], 40, 10, x_label="steps", style=PLAIN)
     assert not re.search(r"\d", "".join(lines)) and lines[-1].endswith(" steps")
-    lines = chart.chart([Series("a", [], [])], 40, 10, rules=[Rule(2.0, "clip 2")])
+    lines = chart.chart([Series("a", [], [])], 40, 10, rules=[Rule(2.0, "clip 2")], style=PLAIN)
     assert "clip 2" in "".join(lines) and not re.search(r"\d", lines[-1])
 
 
