@@ -177,7 +177,7 @@ CORE = {
     "table": set(),
     "monitor": {"advice", "errors"},
     "options": {"config", "errors"},
-    "curves": {"advice", "chart", "errors", "live", "plots"},
+    "curves": {"advice", "chart", "checkpoint", "config", "errors", "live", "plots"},
     "child": set(),
     "peer": {"config"},
     "tuner": {"threads"},
