@@ -82,10 +82,10 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise SaveError(
-                f"could not save {path}: {error.strerror or error}; what was there before is whole:"
-                " make room or allow writing, then go on from it"
-            ) from error
+            fate = "what was there before is whole: make room or allow writing, then go on from it"
+            if not os.path.isdir(path.parent):
+                fate = "its folder is gone"
+            raise SaveError(f"could not save {path}: {error.strerror or error}; {fate}") from error
         raise
     sync_folder(path.parent)
 
