@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn import advice, plots
+from charrnn import advice, checkpoint, plots
 from charrnn.chart import printable
+from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.live import View, Watched, find, time_unit
 
@@ -49,8 +51,7 @@ def plot(names: Sequence[str], path: str, view: View) -> None:
 
 def labels(folders: Sequence[Path]) -> list[str]:
     """What to call runs: the options in which they differ; their names where that does not help."""
-    configs = [advice.config_of(folder) for folder in folders]
-    options = [config.options() if config else {} for config in configs]
+    options = [_options(folder) for folder in folders]
     keys = dict.fromkeys(key for each in options for key in each if key not in UNTOLD)
     differ = [key for key in keys if any(each.get(key) != options[0].get(key) for each in options)]
     texts = [", ".join(_fact(key, each[key]) for key in differ if key in each) for each in options]
@@ -62,6 +63,23 @@ def labels(folders: Sequence[Path]) -> list[str]:
         f"{name}: {text}".removesuffix(": ") if twice else text
         for name, text, twice in zip(names, texts, same, strict=True)
     ]
+
+
+def _options(folder: Path) -> dict[str, Any]:
+    """A run's options as its last checkpoint has them: a resumed run may have got others.
+
+    Of ``epochs`` and ``max_steps`` only what limits the run is among them. None, if neither the
+    checkpoint nor config.json can be read: the curves are worth seeing without.
+    """
+    config = advice.config_of(folder)
+    with contextlib.suppress(OSError, InputError, LookupError, TypeError):
+        (said,) = checkpoint.read_metadata(folder / "last.safetensors", "config")
+        config = Config.from_json(said)
+    if config is None:
+        return {}
+    limits = {"epochs": config.train.epoch_limit, "max_steps": config.train.max_steps}
+    known = {name: value for name, value in config.options().items() if name not in limits}
+    return known | {name: value for name, value in limits.items() if value is not None}
 
 
 def _fact(name: str, value: Any) -> str:

@@ -52,6 +52,11 @@ def train(
     """Train a model on text files.
 
     FILE may be several files, folders (their .txt files), .gz files, or - for standard input.
+
+    \b
+    charrnn train book.txt
+    charrnn train book.txt --model gru --hidden-size 512 --epochs 20 --live
+    charrnn train --resume latest
     """
     changes = given_of(options)
     config = Config.from_options(changes)
