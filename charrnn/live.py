@@ -42,7 +42,8 @@ BLOCK = 2**20  # bytes read at once: a screen stays responsive while a long file
 TAIL = 1024  # bytes before the place read up to that must not have changed
 PATIENCE = 10.0  # seconds without a line after which a run no longer counts as running
 READ_EVERY, LOOK_EVERY = 0.5, 0.1  # seconds between looks at the files, and at the keys
-PACE = 400.0  # so that beside a trainer drawing takes at most 0.25 % of the time
+PACE = 400.0  # so that beside a trainer drawing takes at most 0.25 % of the processor's time
+SLOW = 0.05  # of that for what a drawing takes by the clock: a slow terminal costs some %, too
 LONGEST = 4000  # characters of a sample that a screen may need
 BOLD, FAINT = "1", "2"
 # Of runs: cyan, yellow, magenta, green, blue, red.
@@ -687,7 +688,10 @@ def _accompany(
 
 
 class _Display:
-    """Runs on a screen. After a second's work it rests ``pace`` seconds, unless a key comes."""
+    """Runs on a screen. After a second's work it rests ``pace`` seconds, unless a key comes.
+
+    Work is the processor's: on a busy machine the clock would make the rests many seconds long.
+    """
 
     def __init__(
         self, runs: Sequence[Watched], screen: Screen, view: View = View(), pace: float = 0.0
@@ -701,7 +705,7 @@ class _Display:
 
     def turn(self, seconds: float) -> bool:
         """Read, draw, and wait so long for keys; False if the user quits."""
-        begin, size = time.monotonic(), self.screen.size()
+        begin, size, worked = time.monotonic(), self.screen.size(), time.thread_time()
         if begin >= max(self.due, self.rested):
             self.version += sum(1 for run in self.runs for _ in run.news(begin))
             unread = any(run.unread for run in self.runs)
@@ -714,8 +718,8 @@ class _Display:
             self.lines = frame(self.runs, self.view, *size, self.style, time.time())
             self.shown = wanted
         self.screen.show(self.lines)
-        now = time.monotonic()
-        self.rested = max(self.rested, now + self.pace * (now - begin))
+        now, worked = time.monotonic(), time.thread_time() - worked
+        self.rested = max(self.rested, now + self.pace * (worked + SLOW * (now - begin)))
         for key in self.screen.keys(max(min(seconds, self.due - now), 0.0)):
             if key in "qQ":
                 return False
