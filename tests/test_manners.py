@@ -137,7 +137,7 @@ def test_what_cannot_be_written_is_refused_before_there_is_anything_to_write(
 def test_a_terminal_of_ascii_gets_ascii(run_folder):  # noqa: F811
     poor = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     for line in (["info"], ["sample", "--prompt", "café", "--length", "5"], ["sample", "nö"]):
-        terminal = Terminal(run_folder, command=line, **poor)
+        terminal = Terminal(run_folder, command=("-m", "charrnn", *line), **poor)
         terminal.end()
         assert terminal.seen.isascii() and "Traceback" not in terminal.seen
         assert "?" in terminal.seen or "\\xf6" in terminal.seen
