@@ -237,8 +237,9 @@ class Soak:
                 due.append(end["step"])
             if steps != due:
                 raise Different(f"{kind} lines: {len(steps)}, not {len(due)}")
-        kept = range(end["step"] // CHECKPOINT_EVERY - KEEP + 1, end["step"] // CHECKPOINT_EVERY + 1)
-        names = {f"step-{n * CHECKPOINT_EVERY}.safetensors" for n in kept}
+        newest = end["step"] // CHECKPOINT_EVERY
+        kept = [CHECKPOINT_EVERY * (newest - n) for n in range(KEEP)]
+        names = {f"step-{step}.safetensors" for step in kept}
         names |= {"config.json", "metrics.jsonl", "lock", "best.safetensors", "last.safetensors"}
         if {path.name for path in self.run.iterdir()} != names:
             raise Different(f"the folder holds {sorted(p.name for p in self.run.iterdir())}")
