@@ -199,7 +199,7 @@ class LanguageModel:
         }
 
     def _training(self) -> dict[str, Any]:
-        """How far training was, and every validation until then (nats per character)."""
+        """How far training was, and the validations until then (nats per character)."""
         progress = self.metadata["progress"]
         history = {
             f"step {step}": f"training {_loss(train)}  validation {_loss(val)}"

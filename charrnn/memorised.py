@@ -87,13 +87,12 @@ def share(pieces: Sequence[Ids], text: Ids, look: Look = lambda: None) -> float 
     shift = np.uint64(64 - BITS)
     likely = np.zeros(1 << BITS, bool)
     likely[wanted >> shift] = True
-    found = [wanted[:0]]
+    found = np.zeros(len(wanted), bool)
     for start in range(0, len(text), BLOCK):
         look()
         hashes = _hashes(text[start : start + BLOCK + LENGTH - 1])
-        few = hashes[likely[hashes >> shift]]
-        found.append(np.unique(few[np.isin(few, wanted)]))
-    return float(np.isin(wanted, np.concatenate(found)).mean())
+        found |= np.isin(wanted, hashes[likely[hashes >> shift]])
+    return float(found.mean())
 
 
 def _hashes(ids: Ids) -> NDArray[np.uint64]:

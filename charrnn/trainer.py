@@ -58,6 +58,9 @@ SAMPLE_LENGTH = 200
 WAYS_BACK = 2
 """Checkpoints step-<n> that are kept at the least for going back to."""
 
+MOST_VALIDATIONS = 1000
+"""That checkpoints list; they would grow without end, beyond what is read from a file."""
+
 CAUSES = (
     "usual causes: a learning rate that is too high (--learning-rate), no clipping (--grad-clip), "
     "or --activation relu or identity with large weights"
@@ -101,7 +104,8 @@ class Progress:
     finished: str | None = None
     """Why it ended: "finished" or "patience"."""
     validations: list[list[Any]] = field(default_factory=list)
-    """[step, training loss, validation loss] of each, in nats per character."""
+    """[step, training loss, validation loss], in nats per character. When there are more than
+    `MOST_VALIDATIONS`, every other one is left out: the first and the newest always stand there."""
     unvalidated: bool = False
     """Whether what is due after this step has been put off, because its validation was stopped."""
     rollbacks: list[tuple[int, int, str]] = field(default_factory=list)
@@ -360,6 +364,8 @@ class Run:
                 p.finished = "patience"
         # A loss that is not finite ends the run before anything is saved.
         p.validations.append([p.step, p.nats_per_char, p.val_nats_per_char])
+        if len(p.validations) > MOST_VALIDATIONS:
+            p.validations = p.validations[::2]
         return self._logged(
             {
                 "event": "validation",

@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+import numba
+import numpy as np
 import pytest
+import strict
+import support
 from support import Guards
 
-from charrnn import optim, passes, stack
+from charrnn import model, optim, passes, stack
+from charrnn.kernels import pack
+
+if numba.config.BOUNDSCHECK:
+    strict.die_of_exceptions()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    fence = os.environ.get("CHARRNN_FENCE")
+    if fence:
+        support.BAND = 0  # bands would be in front of the fences
+        for module in (pack, model):
+            module.aligned_zeros = np.zeros  # so would what is left of a cache line
+        strict.Fence(at_end=fence == "end").install()
     config.addinivalue_line(
         "markers", "portable: also runs without the compiler and for other processors"
     )

@@ -52,13 +52,17 @@ class Guards:
 
     def __call__(self, array: Any, gap: int = 0) -> np.ndarray:
         array = np.asarray(array)
-        wide = (*array.shape[:-1], array.shape[-1] + gap)
-        size = int(np.prod(wide))
+        wide = np.empty((*array.shape[:-1], array.shape[-1] + gap), array.dtype)
+        size = max(wide.size - gap, 0)
         buffer = np.full(BAND + size + BAND, np.nan, array.dtype)
         outside = np.ones(buffer.size, bool)
-        inner = slice(BAND, BAND + size), (..., slice(array.shape[-1]))
-        outside[inner[0]].reshape(wide)[inner[1]] = False
-        view = buffer[inner[0]].reshape(wide)[inner[1]]
+        view, inner = (
+            np.lib.stride_tricks.as_strided(
+                whole[BAND:], array.shape, [whole.itemsize * (s // array.itemsize) for s in wide.strides]
+            )
+            for whole in (buffer, outside)
+        )
+        inner[...] = False
         view[...] = array
         self._guarded.append((buffer, outside))
         return view

@@ -49,17 +49,15 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 def assembly(processor: str, scalar: ir.Type, operand: ir.Type, lanes: int) -> list[str]:
     """A function that is one tile."""
-    pointers = [ir.PointerType(kind) for kind in (scalar, operand, operand)]
+    pointers = [ir.PointerType(kind) for kind in (scalar, scalar, operand, operand)]
     index = ir.IntType(64)
-    kinds = [*pointers, *[index] * 7, ir.IntType(1)]
+    kinds = [*pointers, *[index] * 8, ir.IntType(1)]
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     made = Tile(builder, scalar, operand, lanes)
-    made.c, made.a, made.p, made.ldc, made.step_m, made.step_k, made.p_step, made.K = function.args[
-        :8
-    ]
-    rows, made.columns, made.accumulate = function.args[8:]
+    made.c, made.d, made.a, made.p, made.ldc, made.ldd, made.step_m, made.step_k = function.args[:8]
+    made.p_step, made.K, rows, made.columns, made.add = function.args[8:]
     made.emit(rows)
     builder.ret_void()
     triple, _, _, features = PROCESSORS[processor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,19 @@ def test_share_is_that_of_plain_search(monkeypatch, block):
     wanted = expected(pieces, text)
     assert 0.2 < wanted < 0.8
     assert share([ids(p) for p in pieces], ids(text)) == wanted
+
+
+def test_memory_does_not_grow_with_the_text(monkeypatch):
+    """Nor does what is found again and again add up."""
+    monkeypatch.setattr(memorised, "BLOCK", 2000)
+    once, peaks = ids(random_text(0, 2000)), []
+    for times in (10, 500):
+        text = np.tile(once, times)
+        tracemalloc.start()
+        assert share([once], text) == 1
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_the_order_of_symbols_counts():

@@ -591,6 +591,25 @@ def test_keep_keeps_the_latest(tmp_path: Path) -> None:
     assert step == 30
 
 
+def test_checkpoints_list_so_many_validations(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a long run would make them larger and larger, and then too large to be read."""
+    listed = checkpoint.load(whole / "last.safetensors").metadata["progress"]["validations"]
+    monkeypatch.setattr(trainer, "MOST_VALIDATIONS", 4)
+    options = EVERY | {"eval_every": 1, "patience": 0}
+    end(go(begin(tmp_path / "one", **options)))
+    go(begin(tmp_path / "two", **options), until=17)
+    end(go(resume(tmp_path / "two")))
+    steps = []
+    for run in ("one", "two"):
+        progress = checkpoint.load(tmp_path / run / "last.safetensors").metadata["progress"]
+        steps.append([step for step, _, _ in progress["validations"]])
+    made = [e["step"] for e in metrics(tmp_path / "one") if e["event"] == "validation"]
+    assert len(made) > len(listed) > 4 >= len(steps[0]) > 2 and steps[0] == steps[1]
+    assert steps[0][0] == made[0] and steps[0][-1] == made[-1]
+
+
 def test_wrong_input_leaves_nothing(tmp_path: Path) -> None:
     folder, text = tmp_path / "run", tmp_path / "text.txt"
     for message, options in {
