@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TextIO
 
 from charrnn import heatmap, signals, surprise
@@ -272,17 +271,17 @@ def _terminal_kept(keys: TextIO) -> Iterator[None]:
 
     modes = termios.tcgetattr(keys)
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(number: int) -> None:
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(keys, termios.TCSANOW, modes)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        os._exit(128 + number)
 
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, end)
+    for number in numbers:  # not for it to end: readline may not be back before the next key
+        signal.signal(number, lambda number, frame: None)
     try:
-        yield
+        with signals.heard(numbers, end):
+            yield
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The second signal ends the process, whatever the main thread is in.
+"""Signals that are heard whatever the main thread is in: the second one ends the process.
 
 Python notes a signal, and runs its handler only when the main thread is back from what it is in: a
 compiled kernel may be seconds long. A thread learns of it at once.
@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from charrnn import terminal
 
@@ -20,34 +20,47 @@ TOGETHER = 0.1
 
 
 @contextlib.contextmanager
-def ending_at_second(numbers: Collection[int]) -> Iterator[None]:
-    """While this is open, the second of these signals gives the terminal back and ends the process.
+def heard(numbers: Collection[int], hear: Callable[[int], None]) -> Iterator[None]:
+    """While this is open, a thread calls ``hear`` at once with each of these signals that comes.
 
-    It does so if the first one's handler has not restored the default action by then. For the main
-    thread.
+    For the main thread, which has handlers for all of them.
     """
     receiver, sender = os.pipe()
     if os.name != "nt":  # where it need not be
         os.set_blocking(sender, False)
     before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(receiver, numbers), daemon=True)
-    watcher.start()
+
+    def listen() -> None:
+        while byte := os.read(receiver, 1):  # the number of a signal
+            if byte[0] in numbers:
+                hear(byte[0])
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
         os.close(sender)
-        watcher.join()
+        listener.join()
         os.close(receiver)
 
 
-def _watch(receiver: int, numbers: Collection[int]) -> None:
-    first = None
-    while byte := os.read(receiver, 1):  # the number of a signal
-        if byte[0] in numbers:
-            now = time.monotonic()
-            if first is None:
-                first = now
-            elif now - first > TOGETHER:
-                terminal.give_back()
-                os._exit(128 + byte[0])
+def ending_at_second(numbers: Collection[int]) -> contextlib.AbstractContextManager[None]:
+    """While this is open, the second of these signals gives the terminal back and ends the process.
+
+    It does so if the first one's handler has not restored the default action by then. For the main
+    thread.
+    """
+    first: float | None = None
+
+    def hear(number: int) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+        elif now - first > TOGETHER:
+            terminal.give_back()
+            os._exit(128 + number)
+
+    return heard(numbers, hear)

@@ -204,7 +204,7 @@ def test_the_field_s_configuration_is_not_measured_twice(monkeypatch: pytest.Mon
             "--threads is 'many': it must be auto or a whole number from 0 to 1,024",
         ),
         ("--threads=-1", "--threads is -1: it must be auto or a whole number"),
-        ("--vocab-size=1", "2<=x<=65536"),
+        ("--vocab-size=1", "from 2 to 65,536"),
         ("--learning-rate=1", "No such option"),
         ("text.txt", "unexpected extra argument"),
     ],

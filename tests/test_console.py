@@ -292,7 +292,7 @@ def test_a_signal_at_the_prompt_ends_it_with_the_terminal_as_it_was(run_folder, 
     terminal.until("half")
     assert terminal.modes() != terminal.found  # Python's readline has it
     terminal.process.send_signal(number)
-    assert terminal.process.wait(PATIENCE) == -number
+    assert terminal.process.wait(PATIENCE) == 128 + number
     assert terminal.modes() == terminal.found
     os.close(terminal.master)
 
