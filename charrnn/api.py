@@ -11,7 +11,7 @@ import numpy as np
 
 from charrnn import checkpoint, evaluate, facts, sampling
 from charrnn.config import Config, SampleConfig
-from charrnn.data import Corpus, read_corpus, split
+from charrnn.data import Corpus, check_whole, read_corpus, split
 from charrnn.errors import InputError
 from charrnn.model import Gradients, Model, State, weights_of
 from charrnn.reading import STDIN
@@ -93,6 +93,9 @@ class LanguageModel:
         ``ngram_bits_per_char`` and ``xz_bits_per_char``, unless the training text is gone or has
         changed. ``losses`` adds the nats of every target, an array (N - 1,).
         """
+        training = self.training_text() if baselines else None
+        if training is not None:  # before the scoring: either text may be too long
+            whole = text.text if isinstance(text, Corpus) else text
         if isinstance(text, Corpus):
             ids = text.encode(self.vocabulary, on_unknown)
         else:
@@ -103,7 +106,6 @@ class LanguageModel:
         report: dict[str, Any] = evaluate.report(nats, count, size)
         if each is not None:
             report["losses"] = each
-        training = self.training_text() if baselines else None
         if training is not None:
             from charrnn.baselines import ngram_bits_per_char, xz_bits_per_char
 
@@ -111,14 +113,13 @@ class LanguageModel:
             report["ngram_bits_per_char"] = ngram_bits_per_char(
                 train_ids, ids, self.vocabulary.size
             )
-            whole = text.text if isinstance(text, Corpus) else text
             report["xz_bits_per_char"] = xz_bits_per_char(training, whole)
         return report
 
     def training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""
         found = self._text()
-        return None if found is None else found.vocabulary.decode(self._parts(found)[0])
+        return None if found is None else self._decoded(found, self._parts(found)[0])
 
     def validation_text(self) -> str | bytes | None:
         """What the model was validated on, if anything and if it is still there."""
@@ -127,7 +128,12 @@ class LanguageModel:
             validated = self._read([data.val_file], corpus.get("val_fingerprint"))
             return None if validated is None else validated.text
         found = self._text()
-        return None if found is None else found.vocabulary.decode(self._parts(found)[1]) or None
+        return None if found is None else self._decoded(found, self._parts(found)[1]) or None
+
+    def _decoded(self, text: Corpus, part: np.ndarray) -> str | bytes:
+        instead = "leave --baselines out, or name a part of it with --text"
+        check_whole(len(part), f"the text of {self.path}", instead)
+        return text.vocabulary.decode(part)
 
     def _text(self) -> Corpus | None:
         """All of the text that training was given, if it is still there."""

@@ -14,12 +14,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from charrnn.errors import SaveError
+from charrnn.errors import InputError, SaveError
 
 SUFFIX = ".charrnn-tmp"  # of temporary files, whose names also tell the process
 
 UNSYNCED = {"EACCES", "EPERM", "EISDIR", "EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF"}
 """What systems say that cannot sync a folder at all; the file is then as safe as they make it."""
+
+
+def check(path: str | Path, option: str) -> None:
+    """Refuse a file that `write` could not write, before anything is made for it.
+
+    It is tried: what a user may do in a folder is not told by its permissions alone. ``option``
+    named the file.
+
+    Raises
+    ------
+    InputError
+        If it is a folder, or in one that does not exist or cannot be written.
+    """
+    path = Path(path)
+    if os.path.isdir(path):  # which takes names that are too long
+        raise InputError(f"{option} {path} is a folder: name a file in it")
+    if not os.path.isdir(path.absolute().parent):
+        raise InputError(f"{option} {path}: there is no such folder, make it first")
+    trial = _temporary(path)
+    try:
+        open(trial, "wb").close()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{option} {path} cannot be written: {error.strerror}; name a file in a folder of yours"
+        ) from error
 
 
 def write(path: str | Path, content: bytes) -> None:
@@ -45,7 +71,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         As `write` does.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -56,12 +82,16 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError):
-            raise SaveError(
-                f"could not save {path}: {error.strerror or error}; what was there before is whole:"
-                " make room or allow writing, then go on from it"
-            ) from error
+            fate = "what was there before is whole: make room or allow writing, then go on from it"
+            if not os.path.isdir(path.parent):
+                fate = "its folder is gone"
+            raise SaveError(f"could not save {path}: {error.strerror or error}; {fate}") from error
         raise
     sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
 
 
 def sweep(folder: str | Path) -> None:

@@ -119,6 +119,7 @@ class Axis:
     def __init__(self, values: Iterable[float], log: bool = False) -> None:
         self.log = log
         known = [v for v in values if self.has(v)]
+        self.empty = not known
         low, high = min(known, default=1.0), max(known, default=1.0)
         if high - low <= max(1e-9 * max(abs(low), abs(high)), TINY):  # one stands in the middle
             slack = abs(low) / 10 if log or abs(low) > TINY else 1.0
@@ -139,7 +140,9 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def labels(self, count: int) -> dict[float, str]:
-        """Some ``count`` round numbers on the axis -> how they are written."""
+        """Some ``count`` round numbers on the axis -> how they are written; none without data."""
+        if self.empty:
+            return {}
         ticks = _log_ticks(self.low, self.high, count) if self.log else []
         if ticks:
             return {tick: _scientific(tick) for tick in ticks}

@@ -81,6 +81,11 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] == "help":  # what strangers try first
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [args[1], "--help"]
         name, known = args[0], self.list_commands(ctx)
         if not name.startswith("-") and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -133,6 +138,7 @@ def cli(ctx: click.Context) -> None:
     charrnn monitor              watch the newest run from another terminal
     charrnn runs                 list the runs that there are
     charrnn sample               write text with the newest model
+    charrnn train --help         all options of a command
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

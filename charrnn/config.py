@@ -183,7 +183,13 @@ class DataConfig(Section):
     min_count: int = option(
         1, "Characters seen fewer times than this become one unknown symbol.", min=1
     )
-    val_frac: float = option(0.1, "Share of the text held out for validation.", min=0, below=1)
+    val_frac: float | None = option(
+        None,
+        "Share of the text held out for validation.  "
+        "[default: 0.1, but at most 1,000,000 characters]",
+        min=0,
+        below=1,
+    )
     test_frac: float = option(0.0, "Share of the text, its end, held out as test.", min=0, below=1)
     val_file: str | None = option(None, "Validate on this file instead of a share of the text.")
     batch_size: int = option(

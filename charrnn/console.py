@@ -8,9 +8,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
-from charrnn import heatmap, surprise
+from charrnn import heatmap, signals, surprise
 from charrnn.config import SampleConfig, flag
 from charrnn.errors import CharRNNError, InputError
 from charrnn.options import Number, word
@@ -146,7 +147,8 @@ class Console:
     def _read(self, prompt: str) -> str | None:
         if self.typed and self.stream.isatty():
             try:
-                return input(prompt)  # by readline, if there is one
+                with _terminal_kept(self.keys):
+                    return input(prompt)  # by readline, if there is one
             except EOFError:
                 return None
         if self.typed:
@@ -250,13 +252,40 @@ def _required(command: str, value: str) -> str:
 
 @contextlib.contextmanager
 def _kept_from_ending() -> Iterator[list[int]]:
-    """Ctrl-C is noted in the list, and ends nothing."""
+    """Ctrl-C is noted in the list, and ends nothing; a second one that is not heard ends all."""
     noted: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
     try:
-        yield noted
+        with signals.ending_at_second([signal.SIGINT]):
+            yield noted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _terminal_kept(keys: TextIO) -> Iterator[None]:
+    """While a line is edited, what kills the process leaves the terminal as it was found."""
+    if os.name == "nt":
+        yield
+        return
+    import termios
+
+    modes = termios.tcgetattr(keys)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(keys, termios.TCSANOW, modes)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

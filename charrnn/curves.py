@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from charrnn import plots, runlog
+from charrnn import advice, checkpoint, plots
 from charrnn.chart import printable
 from charrnn.config import Config
 from charrnn.errors import InputError
@@ -65,12 +66,20 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """A run's options by name; none if its config.json cannot be used."""
-    path = folder / "config.json"
-    try:
-        return Config.from_json(runlog.read_json(path)["config"]).options()
-    except (OSError, InputError, LookupError, TypeError):
-        return {}  # the curves are worth seeing without
+    """A run's options as its last checkpoint has them: a resumed run may have got others.
+
+    Of ``epochs`` and ``max_steps`` only what limits the run is among them. None, if neither the
+    checkpoint nor config.json can be read: the curves are worth seeing without.
+    """
+    config = advice.config_of(folder)
+    with contextlib.suppress(OSError, InputError, LookupError, TypeError):
+        (said,) = checkpoint.read_metadata(folder / "last.safetensors", "config")
+        config = Config.from_json(said)
+    if config is None:
+        return {}
+    limits = {"epochs": config.train.epoch_limit, "max_steps": config.train.max_steps}
+    known = {name: value for name, value in config.options().items() if name not in limits}
+    return known | {name: value for name, value in limits.items() if value is not None}
 
 
 def _fact(name: str, value: Any) -> str:

@@ -21,10 +21,25 @@ from charrnn.errors import InputError
 from charrnn.reading import STDIN, Progress, Source
 from charrnn.vocab import CHUNK, Counter, Vocabulary
 
+VAL_FRAC, MOST_VAL = 0.1, 1_000_000
+"""What is validated on by default: a share of the text, and characters at the most."""
 FORMAT = 1
 """Of what the cache says of a text; another one is not found."""
 SETTLED = 2.0
 """Seconds from a file's last change after which any other one shows in its times."""
+
+
+MOST_WHOLE = 100_000_000
+"""Characters of a text that is needed in memory as a whole; with what is made of it, some 7 GB."""
+
+
+def check_whole(length: int, name: str, instead: str = "name a part of it") -> None:
+    """InputError if a text of so many characters is too long for what needs it as a whole."""
+    if length > MOST_WHOLE:
+        raise InputError(
+            f"{name} has {length:,} characters: where a text is needed whole, in memory, it may "
+            f"have {MOST_WHOLE:,}; {instead} (head -c {MOST_WHOLE} FILE)"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +76,8 @@ class Corpus:
 
     @property
     def text(self) -> str | bytes:
-        """All of it, str or at level "byte" bytes, in memory."""
+        """All of it, str or at level "byte" bytes, in memory; InputError if it is too long."""
+        check_whole(len(self), self.name)
         return self.vocabulary.decode(self.ids)
 
     @property
@@ -244,18 +260,22 @@ def _name(path: str) -> str:
 
 
 def split(
-    ids: NDArray[Any], val_frac: float, test_frac: float
+    ids: NDArray[Any], val_frac: float | None, test_frac: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Cut a text's ids (N,) into training, validation and test part, in this order.
 
     The parts are views. Validation and test get their share of N, rounded, but leave two
-    characters for training; a part of one character has no target and is left empty.
+    characters for training; a part of one character has no target and is left empty. Without a
+    ``val_frac`` it is `VAL_FRAC` for validation, but at most `MOST_VAL` characters.
 
     Raises
     ------
     InputError
         If the fractions leave nothing for training.
     """
+    most_val = len(ids)
+    if val_frac is None:
+        val_frac, most_val = VAL_FRAC, MOST_VAL
     if not (val_frac >= 0 and test_frac >= 0 and val_frac + test_frac < 1):
         raise InputError(
             f"--val-frac {val_frac:g} and --test-frac {test_frac:g} leave nothing to train on: "
@@ -267,7 +287,7 @@ def split(
         size = min(round(fraction * n), available)
         return size if size >= 2 else 0
 
-    val = share(val_frac, n - 2)
+    val = share(val_frac, min(n - 2, most_val))
     test = share(test_frac, n - 2 - val)
     train = n - val - test
     return ids[:train], ids[train : train + val], ids[train + val :]

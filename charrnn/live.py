@@ -30,6 +30,7 @@ from charrnn.chart import (
     printable,
     sparkline,
 )
+from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.monitor import REASONS, duration, units
 from charrnn.table import Table
@@ -41,7 +42,8 @@ BLOCK = 2**20  # bytes read at once: a screen stays responsive while a long file
 TAIL = 1024  # bytes before the place read up to that must not have changed
 PATIENCE = 10.0  # seconds without a line after which a run no longer counts as running
 READ_EVERY, LOOK_EVERY = 0.5, 0.1  # seconds between looks at the files, and at the keys
-PACE = 400.0  # so that beside a trainer drawing takes at most 0.25 % of the time
+PACE = 400.0  # so that beside a trainer drawing takes at most 0.25 % of the processor's time
+SLOW = 0.05  # of that for what a drawing takes by the clock: a slow terminal costs some %, too
 LONGEST = 4000  # characters of a sample that a screen may need
 BOLD, FAINT = "1", "2"
 # Of runs: cyan, yellow, magenta, green, blue, red.
@@ -180,8 +182,8 @@ class Watched:
         self._begin()
 
     def _begin(self) -> None:
-        self.clip, self.about = _described(self.folder)
         self._config, self._course = advice.config_of(self.folder), advice.Course()
+        self.clip, self.about = _described(self._config)
         self._advice: tuple[int, list[str]] = 0, []  # after so many events
         self.start: Event = {}
         self.best: Event = {}
@@ -339,16 +341,12 @@ def _real(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _described(folder: Path) -> tuple[float, str]:
-    """The clipping threshold, 0 for none, and the model in words, of a run's config.json."""
-    path = folder / "config.json"
-    try:
-        config = runlog.read_json(path)["config"]
-        model = config["model"]
-        about = f"{model['model']} {model['num_layers']}x{model['hidden_size']}"
-        return max(_finite(config["train"]["grad_clip"]), 0.0), about[:100]
-    except (OSError, InputError, LookupError, TypeError, ValueError, OverflowError):
+def _described(config: Config | None) -> tuple[float, str]:
+    """The clipping threshold, 0 for none, and the model in words."""
+    if config is None:
         return 0.0, ""  # the curves are worth seeing without
+    model = config.model
+    return config.train.grad_clip, f"{model.model} {model.num_layers}x{model.hidden_size}"
 
 
 # -- the screen ---------------------------------------------------------------------------------
@@ -690,7 +688,10 @@ def _accompany(
 
 
 class _Display:
-    """Runs on a screen. After a second's work it rests ``pace`` seconds, unless a key comes."""
+    """Runs on a screen. After a second's work it rests ``pace`` seconds, unless a key comes.
+
+    Work is the processor's: on a busy machine the clock would make the rests many seconds long.
+    """
 
     def __init__(
         self, runs: Sequence[Watched], screen: Screen, view: View = View(), pace: float = 0.0
@@ -704,7 +705,7 @@ class _Display:
 
     def turn(self, seconds: float) -> bool:
         """Read, draw, and wait so long for keys; False if the user quits."""
-        begin, size = time.monotonic(), self.screen.size()
+        begin, size, worked = time.monotonic(), self.screen.size(), time.thread_time()
         if begin >= max(self.due, self.rested):
             self.version += sum(1 for run in self.runs for _ in run.news(begin))
             unread = any(run.unread for run in self.runs)
@@ -717,8 +718,8 @@ class _Display:
             self.lines = frame(self.runs, self.view, *size, self.style, time.time())
             self.shown = wanted
         self.screen.show(self.lines)
-        now = time.monotonic()
-        self.rested = max(self.rested, now + self.pace * (now - begin))
+        now, worked = time.monotonic(), time.thread_time() - worked
+        self.rested = max(self.rested, now + self.pace * (worked + SLOW * (now - begin)))
         for key in self.screen.keys(max(min(seconds, self.due - now), 0.0)):
             if key in "qQ":
                 return False

@@ -7,7 +7,7 @@ second and no memory to speak of.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,16 @@ BITS = 20  # of a hash, by which nearly all of the text is passed over
 FACTOR = 0x9E3779B97F4A7C15  # odd, without pattern: the golden ratio's
 
 Ids = NDArray[np.integer]
+Look = Callable[[], object]
 
 
 def memorised_shares(
-    model: SteppingModel, vocabulary: Vocabulary, train: Ids, val: Ids, seed: int
+    model: SteppingModel,
+    vocabulary: Vocabulary,
+    train: Ids,
+    val: Ids,
+    seed: int,
+    look: Look = lambda: None,
 ) -> dict[str, float] | None:
     """Shares of passages found in the training text; None if there is nothing to compare.
 
@@ -41,6 +47,8 @@ def memorised_shares(
     train, val
         The texts (N,) as ids. Without validation text the last tenth of the training text takes its
         place, and is looked up in what comes before.
+    look
+        Is called often; what it raises ends the search.
 
     Returns
     -------
@@ -48,22 +56,30 @@ def memorised_shares(
         ``sampled``, of the model's samples at the default temperature; ``held_out``, of as much
         text that it was not trained on: what is found without any memory.
     """
-    config = SampleConfig(length=CHARS, num_samples=PIECES)
     texts: list[str] = []
     with contextlib.suppress(InputError):  # weights that are too large to sample from
-        texts = sampling.sample(model, vocabulary, config, seed=seed)
-    sampled = share([vocabulary.encode(text, "skip") for text in texts], train)
+        texts = _samples(model, vocabulary, seed, look)
+    sampled = share([vocabulary.encode(text, "skip") for text in texts], train, look)
     known = train
     if not len(val):
         known, val = np.split(train, [len(train) * 9 // 10])
     starts = np.linspace(0, max(len(val) - CHARS, 0), PIECES).astype(int)
-    held_out = share([val[start : start + CHARS] for start in starts], known)
+    held_out = share([val[start : start + CHARS] for start in starts], known, look)
     if sampled is None or held_out is None:
         return None
     return {"sampled": sampled, "held_out": held_out}
 
 
-def share(pieces: Sequence[Ids], text: Ids) -> float | None:
+def _samples(model: SteppingModel, vocabulary: Vocabulary, seed: int, look: Look) -> list[str]:
+    config = SampleConfig(length=CHARS, num_samples=PIECES)
+    texts = [""] * PIECES
+    for pieces in sampling.generate(model, vocabulary, config, seed=seed):
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        look()
+    return texts
+
+
+def share(pieces: Sequence[Ids], text: Ids, look: Look = lambda: None) -> float | None:
     """Share of the pieces' passages that occur in ``text``; None if there are no passages."""
     wanted = np.concatenate([_hashes(piece) for piece in pieces] or [_hashes(text[:0])])
     if not len(wanted):
@@ -73,6 +89,7 @@ def share(pieces: Sequence[Ids], text: Ids) -> float | None:
     likely[wanted >> shift] = True
     found = np.zeros(len(wanted), bool)
     for start in range(0, len(text), BLOCK):
+        look()
         hashes = _hashes(text[start : start + BLOCK + LENGTH - 1])
         found |= np.isin(wanted, hashes[likely[hashes >> shift]])
     return float(found.mean())

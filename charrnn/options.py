@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from charrnn.config import Config, Section, allowed, flag
+from charrnn.errors import InputError
 
 
 class SectionedCommand(click.Command):
@@ -114,7 +116,28 @@ def on_unknown(*choices: str) -> Callable[[Any], Any]:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-def count_option(name: str, help: str, least: int = 1, **more: Any) -> Callable[[Any], Any]:
-    """An option that takes a whole number."""
-    kind = click.IntRange(least)
-    return click.option(name, type=kind, metavar="INTEGER", help=help, **more)
+class Count(click.ParamType):
+    """A whole number within bounds, refused in the words of config.py."""
+
+    name = "integer"
+
+    def __init__(self, least: int, most: int | None) -> None:
+        bounds = dict(min=least, max=most, above=None, below=None, choices=None)
+        self.least, self.most, self.allowed = least, most, allowed(bounds)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        with contextlib.suppress(ValueError):
+            number = int(value)
+            if self.least <= number and (self.most is None or number <= self.most):
+                return number
+        raise InputError(f"{param.opts[0]} is {value}: it must be a whole number {self.allowed}")
+
+
+def count_option(
+    *names: str, help: str, least: int = 1, most: int | None = None, **more: Any
+) -> Callable[[Any], Any]:
+    """An option that takes a whole number; what is allowed joins the default in its help."""
+    kind = Count(least, most)
+    text, bracket, default = help.rstrip("]").partition("  [")
+    facts = f"{default}; {kind.allowed}" if bracket else kind.allowed
+    return click.option(*names, type=kind, help=f"{text}  [{facts}]", **more)

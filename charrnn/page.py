@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from charrnn import atomic
 from charrnn.errors import InputError
 from charrnn.heatmap import number
 
@@ -86,10 +87,9 @@ def check(path: str | Path, length: int) -> None:
     """
     if Path(path).suffix.lower() not in SUFFIXES:
         raise InputError(f"--html is {str(path)!r}: it must end in {' or '.join(SUFFIXES)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"--html {path}: there is no such folder, make it first")
     if length > MOST:
         raise InputError(f"--length is {length:,}: a page has {MOST:,} characters at the most")
+    atomic.check(path, "--html")
 
 
 def percent(share: float) -> str:

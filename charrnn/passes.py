@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -299,8 +300,12 @@ class Pass(Inputs):
 
     def phases(self) -> list[Phase]:
         blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
+        return [*self._there_and_back(blocks), self.weights]
+
+    def _there_and_back(self, between: Iterable[Phase]) -> list[Phase]:
+        """Forward, what is done ``between``, and backward, with the packing of the weights."""
         pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
-        return [pack, self.forward, *blocks, back, *self.backward, self.weights]
+        return [pack, self.forward, *between, back, *self.backward]
 
     def states_at(self, slot: int) -> list[Arrays]:
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
@@ -325,9 +330,7 @@ class Pass(Inputs):
 
     def run_back(self) -> None:
         """Forward and backward, but for the weights' gradients."""
-        blocks = (block.gradients for block in self.blocks)
-        pack = self.stack.pack_back(self.threads)
-        self.run("back", self.forward, *blocks, pack, *self.backward)
+        self.back_program.run()
         self.stack.version = -1
 
     def run_gradients(self) -> float:
@@ -338,3 +341,7 @@ class Pass(Inputs):
     @cached_property
     def gradient_program(self) -> Program:
         return self.team.program(*self.phases())
+
+    @cached_property
+    def back_program(self) -> Program:
+        return self.team.program(*self._there_and_back([block.gradients for block in self.blocks]))

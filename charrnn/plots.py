@@ -34,8 +34,7 @@ def check(path: str | Path, option: str = "--plot") -> None:
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise InputError(f"{option} is {str(path)!r}: it must end in {' or '.join(FORMATS)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise InputError(f"{option} {path}: there is no such folder, make it first")
+    atomic.check(path, option)
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:

@@ -9,22 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.kernels.update import LANES, median_norms, square_sums
+from charrnn.kernels.update import median_norms, step_norms
 from charrnn.params import Params
 from charrnn.passes import Pass
 
 STEPS = 256
 """Characters over which the reach is measured, at the most."""
 
+LANES = 128
+"""Partial sums of a norm: the compiler makes vectors of them."""
+
 FAR = 0.01
 """Share of a gradient's norm below which it is out of reach."""
 
 
-def norms(params: Params, flat: np.ndarray) -> dict[str, float]:
-    """The Euclidean norm of every tensor, in an array that is laid out as ``params.flat``."""
-    sums = np.empty(len(params.bounds))
-    square_sums(sums, np.empty(LANES), flat, params.bounds)
-    return dict(zip(params.views, np.sqrt(sums).tolist(), strict=True))
+def norms(params: Params, grads: Params, before: np.ndarray) -> dict[str, dict[str, float]]:
+    """The Euclidean norms of a step, for every tensor.
+
+    Those of its gradient, of the update and of the weights that it led to from ``before``, an array
+    laid out as ``params.flat``.
+    """
+    found = np.empty((3, len(params.bounds)))
+    step_norms(found, np.empty((3, LANES)), grads.flat, before, params.flat, params.bounds)
+    names = ("gradient_norms", "update_norms", "weight_norms")
+    return {
+        name: dict(zip(params.views, row, strict=True))
+        for name, row in zip(names, found.tolist(), strict=True)
+    }
 
 
 def reach(run: Pass, ids: np.ndarray, targets: np.ndarray) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from charrnn.errors import InputError, SaveError
 SCHEMA = 1
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
-MOST_WAITING = 1 << 26  # bytes of lines that may wait in memory until they can be written
+MOST_WAITING = 1 << 26  # bytes of lines that are kept in memory until they are on the disk
 TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest JSON text that is looked at
 MOST_VALUES = 5 * 2**18  # of one: more than Unicode has characters, and a bound on memory
 OWNER = 100  # bytes that a lock says of its owner
@@ -65,6 +65,9 @@ class RunLog:
     `truncate`, or until they are more than `MOST_WAITING`. So the file is at any time a beginning
     of what was appended, in whole lines.
 
+    Lines are kept until they are synced. After a sync that failed, systems may have dropped what it
+    was for and say that the next one is good: all since the last good one is written again.
+
     Raises
     ------
     SaveError
@@ -76,9 +79,10 @@ class RunLog:
         with self._saving():
             # Unbuffered: nothing that failed to be written may turn up again when it is closed.
             self._file = open(self.path, "ab", buffering=0, opener=regular)  # noqa: SIM115
-            self._written = os.fstat(self._file.fileno()).st_size  # bytes of whole lines
-        self._waiting = b""
-        self._torn = False  # is there a piece of a line behind them?
+            self._synced = os.fstat(self._file.fileno()).st_size  # bytes of whole lines
+        self._lines = bytearray()  # behind them
+        self._written = 0  # bytes of these that are in the file, in whole lines
+        self._torn = False  # is there anything else behind those?
 
     def __enter__(self) -> RunLog:
         return self
@@ -89,29 +93,41 @@ class RunLog:
     @property
     def length(self) -> int:
         """Bytes of all lines, those that wait included: what a checkpoint records."""
-        return self._written + len(self._waiting)
+        return self._synced + len(self._lines)
 
     @property
     def waiting(self) -> int:
         """Bytes of the lines that could not be written."""
-        return len(self._waiting)
+        return len(self._lines) - self._written
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write one event as one line: all of it or, if the disk is full, nothing of it."""
-        others, line = self._waiting, dump_json(event) + b"\n"
-        self._waiting += line
-        if not others or self.waiting > MOST_WAITING:
+        others = self.waiting
+        self._lines += dump_json(event) + b"\n"
+        if len(self._lines) > MOST_WAITING:
+            self.sync()
+        elif not others:
             self._write()
 
     def sync(self) -> None:
         """Bring all lines to the disk."""
         self._write()
         with self._saving():
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._written, self._torn = 0, True
+                raise
+        self._forget(self.length)
+
+    def _forget(self, synced: int) -> None:
+        """Nothing is to be written behind so many bytes."""
+        self._synced, self._written, self._torn = synced, 0, False
+        self._lines.clear()
 
     def _write(self) -> None:
         """Write the lines that wait."""
-        lines = memoryview(self._waiting)
+        lines = memoryview(bytes(self._lines[self._written :]))
         with self._saving():
             self._mend()
             self._torn = True
@@ -123,11 +139,11 @@ class RunLog:
                     self._mend()
                 raise
             self._torn = False
-        self._written, self._waiting = self.length, b""
+        self._written = len(self._lines)
 
     def _mend(self) -> None:
         if self._torn:
-            self._file.truncate(self._written)
+            self._file.truncate(self._synced + self._written)
             self._torn = False
 
     def truncate(self, length: int) -> str | None:
@@ -139,7 +155,7 @@ class RunLog:
         with self._saving():
             kept = self.path.read_bytes()[:length].rfind(b"\n") + 1
             self._file.truncate(kept)
-        self._written, self._waiting, self._torn = kept, b"", False
+        self._forget(kept)
         if kept == length:
             return None
         return (

@@ -6,6 +6,7 @@ Nothing is written before all input has been checked.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def start(
     given : names of the options that were asked for, as opposed to defaults
     on_progress : is told how far the reading of the text is
     """
+    if out_dir:
+        _check_place(Path(out_dir))
     parent = load(init_from) if init_from is not None else None
     if parent is not None:
         config = _inherit(config, parent.config, given)
@@ -92,6 +95,19 @@ def start(
                 file.writelines(corpus.kept())
         runlog.write_json(run.folder / "config.json", said)
     return run
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse at once, and not after a long text was read, what can be told of ``--out-dir``."""
+    paths = (folder, *folder.absolute().parents)
+    place = next(path for path in paths if os.path.exists(path))  # of names too long, too
+    if not os.path.isdir(place):
+        raise InputError(
+            f"cannot create the run folder {folder}: {place} is a file;"
+            " name a folder that can be written with --out-dir"
+        )
+    if place == folder:
+        runlog.check_free(folder)
 
 
 def resume(
@@ -388,7 +404,7 @@ def _prepare(
                 f"--val-file {data.val_file} has fewer than 2 characters: give a longer text"
             )
     for part, share, name in ((val, val_frac, "validation"), (test, data.test_frac, "test")):
-        if share and not len(part):
+        if share != 0 and not len(part):
             notes.append(f"the text is too short for a {name} part: there is none")
     if config.train.patience and not len(val):
         notes.append("--patience has no effect: there is no validation text")

@@ -25,6 +25,7 @@ ENTER = "\x1b[?1049h\x1b[?25l" + CLEAR  # the other screen, no cursor
 LEAVE = CLEAR + "\x1b[?25h\x1b[?1049l"  # cleared: tmux leaves some of it after a resize
 FRAME = "\x1b[?2026h{}\x1b[?2026l"  # shown at once by terminals that can; ignored by others
 SEQUENCE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|O.|.)?", re.DOTALL)  # arrows and the like
+PATIENCE = 0.2  # seconds that a terminal has to take what gives it back
 SHAPES = "─│┤┬└╌⣿▁█●"
 
 
@@ -60,6 +61,20 @@ def _understands_sequences(stream: TextIO) -> bool:
     )
 
 
+def give_back() -> None:
+    """Leave the terminal as it was found; from any thread, before the process is ended."""
+    if _screen is not None:
+        _screen._leave()
+
+
+_screen: Screen | None = None
+"""The one that has the terminal."""
+
+
+class _Left(Exception):
+    """The terminal was given back in the middle of a write."""
+
+
 class Screen:
     """The terminal as a full screen; a context manager, for the main thread.
 
@@ -75,10 +90,13 @@ class Screen:
         self.input, self.stream = keys.fileno(), stream
         self._shown: Sequence[str] = ()
         self._stop = self._resumed = False
-        self.left = self._leaving = self._writing = False
+        self.left = self._writing = False
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Screen:
+        global _screen
+        self.stream.flush()
+        self._remember()
         wanted = {
             "SIGINT": self._on_end,
             "SIGTERM": self._on_end,
@@ -90,6 +108,7 @@ class Screen:
             if hasattr(signal, name):  # Windows has the first two alone
                 number = getattr(signal, name)
                 self._handlers[number] = signal.signal(number, handler)
+        _screen = self
         self._take()
         return self
 
@@ -123,7 +142,7 @@ class Screen:
             self._pause()
         if self._resumed:  # also from a SIGSTOP, which nobody could prepare for
             self._resumed = False
-            self._take(remember=False)
+            self._take()
         return SEQUENCE.sub("", self._read(seconds))
 
     def _read(self, seconds: float) -> str:
@@ -140,56 +159,76 @@ class Screen:
             return ""
         return os.read(self.input, 1024).decode(errors="replace") or "q"
 
-    def _take(self, remember: bool = True) -> None:
+    def _remember(self) -> None:
+        if sys.platform != "win32":
+            import termios
+
+            self._modes = termios.tcgetattr(self.input)
+
+    def _take(self) -> None:
         """Keys come at once and unseen; the other screen is shown."""
         if sys.platform != "win32":
             import termios
             import tty
 
-            if remember:
-                self._modes = termios.tcgetattr(self.input)
             tty.setcbreak(self.input, termios.TCSADRAIN)  # what was typed is kept
         self._write(ENTER)
         self._shown = ()
+        if self.left:  # a signal came just before this
+            self._restore()
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         if sys.platform != "win32":
             import termios
 
             with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(self.input, termios.TCSADRAIN, self._modes)
-        self._write(LEAVE)
+                termios.tcsetattr(self.input, termios.TCSANOW, self._modes)
+
+    def _give_back(self) -> None:
+        self._restore()
+        # One that is stopped, as by Ctrl-S, takes nothing and is not waited for.
+        if sys.platform == "win32" or select.select([], [self.stream.fileno()], [], PATIENCE)[1]:
+            self._put(LEAVE)
 
     def _leave(self) -> None:
+        global _screen
         if not self.left:
+            self.left = True  # before the rest: from here on nobody else writes
+            _screen = None
             with contextlib.suppress(OSError):
                 self._give_back()
-            self.left = True
 
     def _write(self, text: str) -> None:
-        self._writing = True
+        """Write it, or as much of it as comes before the terminal is given back."""
         try:
+            self._writing = True
             if not self.left:
-                self.stream.write(text)
-                self.stream.flush()
+                self._put(text)
+        except _Left:
+            pass
         finally:
             self._writing = False
-        if self._leaving:
-            self._leaving = False
-            self._leave()
 
-    # Handlers do not write in the middle of a write.
+    def _put(self, text: str) -> None:
+        """Past the stream's buffer, which would show later what a signal has cut off."""
+        if sys.platform == "win32":  # its console takes bytes in another encoding
+            self.stream.write(text)
+            self.stream.flush()
+            return
+        content = memoryview(text.encode(self.stream.encoding, "replace"))
+        while content:
+            content = content[os.write(self.stream.fileno(), content) :]
 
     def _on_end(self, number: int, frame: FrameType | None) -> None:
         """What follows may take long, or be killed by the next signal."""
-        if self._writing:
-            self._leaving = True
-        else:
-            self._leave()
+        writing, self._writing = self._writing, False
+        self._leave()
         before = self._handlers[number]
         if not callable(before):
             sys.exit(128 + number)
         before(number, frame)
+        if writing:
+            raise _Left
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
@@ -204,5 +243,6 @@ class Screen:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, self._on_stop)
+        self._remember()
         self._take()
         self._resumed = False

@@ -176,7 +176,8 @@ class Run:
     def interrupt(self) -> None:
         """Ask to save and stop at the end of the step; safe in a signal handler.
 
-        A validation is given up and made again when the run is resumed.
+        A validation, and what is measured at the end of a run, is given up and made again when the
+        run is resumed.
         """
         self._interrupted = True
 
@@ -323,7 +324,7 @@ class Run:
         before, ids = piece.ids[:-new], piece.ids[-new:]
         if len(before):
             run.set_state(model.advance(before, window.state(0)))
-        else:
+        elif run is not window:
             run.carry(window, 0)
         run.set_dropout_key(self.config.train.seed, self.progress.step)
         return probe.reach(run, ids[:T], piece.targets[:T])
@@ -378,8 +379,8 @@ class Run:
             }
         )
 
-    def _look(self, done: int, count: int) -> None:
-        """Give an evaluation up if the run is to stop."""
+    def _look(self, *progress: int) -> None:
+        """Give up what can be made again, if the run is to stop."""
         if self._interrupted:
             raise _Interrupted
 
@@ -650,19 +651,15 @@ class Run:
         return event
 
     def _gradient_event(self, before: np.ndarray, reach: dict[str, Any] | None) -> Event:
-        """What there is to say of this step's gradient; ``before``, a copy of the weights that it
-        changed, is overwritten."""
+        """What there is to say of this step's gradient; ``before`` are the weights before it."""
         p, params, grads = self.progress, self.model.params, self.model.grads
-        update = np.subtract(params.flat, before, out=before)
         limit = self.config.train.grad_clip_value
         beyond = np.count_nonzero(np.abs(grads.flat) > limit) if limit else 0
         event = {
             "event": "gradients",
             "step": p.step,
             "epoch": self._epoch(),
-            "gradient_norms": probe.norms(params, grads.flat),
-            "update_norms": probe.norms(params, update),
-            "weight_norms": probe.norms(params, params.flat),
+            **probe.norms(params, grads, before),
             "clipped": p.gradient_clipped / p.gradient_steps,
             "clip_scale": p.gradient_scales / p.gradient_steps,
             "clipped_elements": beyond / params.count,
@@ -716,7 +713,7 @@ class Run:
         if p.best_step not in (None, p.step):
             model = self._best_model()
         seed = self.config.train.seed
-        return memorised_shares(model, text.vocabulary, text.train, text.val, seed)
+        return memorised_shares(model, text.vocabulary, text.train, text.val, seed, self._look)
 
     def _compile(self) -> Iterator[Event]:
         """Compile what the steps need; with a word of it, if there is anything to compile."""

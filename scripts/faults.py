@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from faults_child import PHASE_SIZE, Calls, fail_at  # noqa: E402
+from faults_child import PHASE_SIZE, Calls, fail_at, losing  # noqa: E402
 
 from charrnn import api, checkpoint, listing, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
@@ -391,11 +391,12 @@ def trained(folder: Path, text: Path, options: dict[str, Any]) -> list[dict[str,
 
 def fail_everywhere(
     work: Path, codes: tuple[str, ...] = CODES, every: int = 1, lasting: int = 0,
-    say: Callable[[str], None] = lambda text: None, **more: Any,
+    forgetful: bool = False, say: Callable[[str], None] = lambda text: None, **more: Any,
 ) -> Failures:  # fmt: skip
     """Let each ``every``-th call of a run fail, one a run, with each error.
 
     With ``lasting``, so many calls after it fail, too, as on a disk that stays full for a while.
+    A ``forgetful`` disk loses what a failed sync was for.
     Each run ends as `_after_a_failure` says.
     """
     options, whole, text = DISK | more, work / "whole", work / "text.txt"
@@ -410,7 +411,10 @@ def fail_everywhere(
             shutil.rmtree(folder, ignore_errors=True)
             act = fail_at(number, getattr(errno, code), number + lasting if lasting else None)
             notes, error = [], None
-            with Calls(folder, act).watched() as made:
+            made = Calls(folder, act)
+            if forgetful:
+                made.act = losing(made, act)
+            with made.watched():
                 try:
                     events = trained(folder, text, options)
                     notes = [e["text"] for e in events if e["event"] == "note"]
@@ -547,6 +551,7 @@ DISK_WAYS: dict[str, dict[str, Any]] = {
     "continue": dict(on_save_error="continue"),
     "continue, full for 4 calls": dict(on_save_error="continue", lasting=4),
     "continue, full until the end": dict(on_save_error="continue", lasting=10**6),
+    "continue, a failed sync loses what it was for": dict(on_save_error="continue", forgetful=True),
 }
 """Ways of failing: what `fail_everywhere` takes."""
 

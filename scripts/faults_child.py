@@ -16,6 +16,7 @@ import mmap
 import os
 import pathlib
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,6 +38,7 @@ class Calls:
     def __init__(self, folder: Path, act: Act) -> None:
         self.folder, self.act = Path(os.path.abspath(folder)), act
         self.names: list[str] = []
+        self.descriptor = -1  # that is being synced
         self._ours: set[int] = set()  # open descriptors
 
     def below(self, path: Any) -> bool:
@@ -95,6 +97,7 @@ class Calls:
                     self._ours.discard(descriptor)
                     return call(descriptor)  # its failure after a sync means nothing
                 if descriptor in self._ours:
+                    self.descriptor = descriptor
                     return self.make(name, call, descriptor)
                 return call(descriptor)
 
@@ -168,6 +171,35 @@ def fail_at(number: int, code: int, last: int | None = None) -> Act:
             raise OSError(code, os.strerror(code))
 
     return act
+
+
+def losing(calls: Calls, act: Act) -> Act:
+    """A disk on which a sync that fails loses what it was for: zeros are in its place.
+
+    The next sync of the file says that all is well, as Linux does.
+    """
+    synced: dict[tuple[int, int], int] = {}  # bytes, of each file
+
+    def both(name: str, n: int, at: str) -> None:
+        try:
+            act(name, n, at)
+        except OSError:
+            if name == "fsync" and at == "before":
+                where, size, is_file = _file(calls.descriptor)
+                if is_file:
+                    os.ftruncate(calls.descriptor, min(synced.get(where, 0), size))
+                    os.ftruncate(calls.descriptor, size)
+            raise
+        if name == "fsync" and at == "after":
+            where, size, _ = _file(calls.descriptor)
+            synced[where] = size
+
+    return both
+
+
+def _file(descriptor: int) -> tuple[tuple[int, int], int, bool]:
+    facts = os.fstat(descriptor)
+    return (facts.st_dev, facts.st_ino), facts.st_size, stat.S_ISREG(facts.st_mode)
 
 
 # -- what the process is doing --------------------------------------------------------------------

@@ -188,6 +188,7 @@ FALL = [2.5, 2.2, 2.1, 2.0, 1.9, 1.8, 1.75, 1.7]
 def test_overfitting():
     assert overfits([*FALL, 1.76, 1.8, 1.84, 1.88])
     assert not overfits([*FALL, 1.76, 1.8])  # too early to tell
+    assert overfits([2.0, 2.1, 2.2, 2.3]) and not overfits([2.0, 2.1, 2.2])
     assert not overfits([*FALL, 1.71, 1.72, 1.72, 1.73])  # within 2 %
     assert not overfits([*FALL, 1.76, 1.8, 1.84, 1.72])  # it comes down again
     assert not overfits([*FALL, 1.76, 1.8, 1.84, 1.88], train=lambda step: 2 + step / 2000)

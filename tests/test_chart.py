@@ -109,6 +109,13 @@ def test_round_numbers_of_a_logarithmic_axis(low, high, count, labels):
     assert list(Axis([low, high], log=True).labels(count).values()) == labels
 
 
+def test_axes_without_data_have_no_numbers():
+    lines = chart.chart([Series("a", [], [])], 40, 10, x_label="steps", style=PLAIN)
+    assert not re.search(r"\d", "".join(lines)) and lines[-1].endswith(" steps")
+    lines = chart.chart([Series("a", [], [])], 40, 10, rules=[Rule(2.0, "clip 2")], style=PLAIN)
+    assert "clip 2" in "".join(lines) and not re.search(r"\d", lines[-1])
+
+
 def test_a_logarithmic_axis_has_its_middle_at_the_geometric_mean():
     axis = Axis([0.0, 1.0, 100.0], log=True)
     assert axis.place(10.0) == pytest.approx(0.5)

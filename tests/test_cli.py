@@ -325,6 +325,11 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
             "--prompt-file - with --interactive: lines come from there; name a file "
             "(see: charrnn sample --help)",
         ),
+        (
+            "sample --seed -1",
+            "--seed is -1: it must be a whole number from 0 to 4,294,967,295",
+        ),
+        ("inspect --unit x", "--unit is x: it must be a whole number at least 0"),
         ("sample --top-p 0", "--top-p is 0.0: it must be a number above 0 and at most 1"),
     ],
 )
@@ -340,7 +345,6 @@ def test_wrong_input(line, expected):
         ("train a --seed", ["--seed", "requires an argument"]),
         ("eval", ["MODEL", "charrnn eval --help"]),
         ("eval m", ["FILE", "charrnn eval --help"]),
-        ("sample --seed -1", ["--seed", "-1", "0<=x<=4294967295", "charrnn sample --help"]),
         ("sample a b", ["unexpected extra argument", "b", "charrnn sample --help"]),
     ],
 )
@@ -479,6 +483,26 @@ def test_charrnn_alone_prints_help():
     assert all(command in result.stdout for command in cli.commands)
 
 
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_help_is_a_command_too_and_has_an_example(command):
+    help = run(command, "--help").stdout
+    assert run("help", command).stdout == help
+    assert f"\n  charrnn {command}" in help
+    assert all(len(line) <= 100 for line in help.splitlines())
+
+
+def test_help_alone_and_of_what_there_is_not():
+    assert run("help").stdout == run("--help").stdout
+    assert "did you mean 'train'?" in error_of("help", "trian")
+
+
+def test_the_examples_in_help_are_options_that_exist():
+    for name, command in cli.commands.items():
+        known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+        for line in re.findall(rf"^  charrnn {name} .*", run(name, "--help").stdout, re.M):
+            assert set(re.findall(r" (--?[a-z][\w-]*)", line)) <= known, line
+
+
 def test_version():
     assert run("--version").stdout == f"charrnn, version {charrnn.__version__}\n"
 
@@ -488,6 +512,8 @@ def test_help_shows_defaults_and_ranges_from_the_config():
     assert "Units per layer (H). [default: 256; from 1 to 65,536]" in text
     assert "[default: 10, or no limit with --max-steps; at least 1]" in text
     assert "Model options: --model" in text
+    text = " ".join(run("eval", "--help").stdout.split())
+    assert "[default: 10; from 0 to 1,000]" in text
 
 
 RESUMABLE = {

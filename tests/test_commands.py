@@ -276,6 +276,49 @@ def test_a_terminal_has_a_bar(shop: Path, tmp_path: Path) -> None:
     assert shown.rstrip().endswith(f"charrnn sample {Path('runs', 'book')}".encode())
 
 
+# --- texts that are too long to be had whole -----------------------------------------------------
+
+WHOLE = "characters: where a text is needed whole, in memory, it may have 5,000; "
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("eval runs/book book.txt --heatmap", "book has 6,000"),
+        ("eval runs/book book.txt --html page.html", "book has 6,000"),
+        ("eval runs/book end.txt --baselines", "best.safetensors has 5,400"),
+        ("gradients runs/book", "best.safetensors has 5,400"),
+        ("gradients runs/book --text book.txt", "book has 6,000"),
+        ("gradients --text book.txt", "book has 6,000"),
+        ("inspect runs/book --text book.txt", "book has 6,000"),
+        ("sample runs/book --prompt-file book.txt", "book has 6,000"),
+    ],
+)
+def test_what_is_needed_whole_may_not_be_too_long(
+    words: str, name: str, in_shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is refused before anything is scored."""
+    (in_shop / "end.txt").write_text(BOOK[5000:6000], encoding="utf-8")
+    monkeypatch.setattr("charrnn.data.MOST_WHOLE", 5000)
+    monkeypatch.setattr("charrnn.evaluate.evaluate", None)
+    before = files(in_shop)
+    result = here(*words.split())
+    assert (result.exit_code, result.stdout) == (2, "")
+    *_, line = result.stderr.splitlines()
+    assert line.startswith("Error: ") and f"{name} {WHOLE}" in line
+    assert line.endswith(" (head -c 5000 FILE)")
+    assert files(in_shop) == before
+
+
+def test_what_is_read_in_pieces_may_be_of_any_length(
+    in_shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.data.MOST_WHOLE", 5000)
+    assert here("eval", "runs/book", "book.txt").exit_code == 0
+    monkeypatch.setattr("charrnn.data.MOST_WHOLE", 6000)
+    assert here("eval", "runs/book", "book.txt", "--heatmap").exit_code == 0
+
+
 # --- sample --------------------------------------------------------------------------------------
 
 

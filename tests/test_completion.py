@@ -1,8 +1,10 @@
-"""What shells offer: by click's interface, and in a real bash."""
+"""What shells offer: by click's interface, and in real shells."""
 
 from __future__ import annotations
 
 import os
+import re
+import select
 import shutil
 import stat
 import subprocess
@@ -17,6 +19,7 @@ from charrnn.cli import cli
 from charrnn.config import CELLS
 
 COMMANDS = sorted(cli.commands)
+DOCUMENT = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -130,14 +133,135 @@ def test_bash_completes(program):
     assert in_bash(program, "charrnn train bo") == ["compopt -o default", ""]
 
 
+LINES = dict(
+    re.findall(r"^\| (bash|zsh|fish) \| .* \| `(.*)` \|$", DOCUMENT.replace(r"\|", "|"), re.M)
+)
+"""Shell -> what the documentation tells to put where it begins."""
+
+SHOW = {
+    "bash": """
+PS1=READY
+show() { printf '<<%s>>\\n' "$READLINE_LINE"; READLINE_LINE=; }
+bind -x '"\\C-x": show'
+""",
+    "zsh": """
+PS1=READY
+show() { print -r -- "<<$BUFFER>>"; BUFFER= }
+zle -N show
+bindkey '^X' show
+""",
+}
+"""What makes Ctrl-X show the line as it is, and empties it."""
+
+
+class Shell:
+    """bash or zsh on a terminal of its own, begun as the documentation says."""
+
+    def __init__(self, name, program, folder):
+        import pty
+
+        start = f"export PATH={program}:$PATH\n{LINES[name]}\n{SHOW[name]}"
+        if name == "bash":
+            (folder / "rc").write_text(start)
+            command = ["bash", "--rcfile", folder / "rc", "-i"]
+        else:
+            (folder / ".zshrc").write_text(f"autoload -U compinit; compinit -u -D\n{start}")
+            command = ["zsh", "-o", "no_global_rcs", "-i"]
+        master, slave = pty.openpty()
+        self.master = master
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "ZDOTDIR": str(folder), "HOME": str(folder)},
+            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        )  # fmt: skip
+        os.close(slave)
+        self.until("READY")
+
+    def until(self, pattern):
+        """Read until the terminal shows what matches."""
+        end, seen = time.monotonic() + 60, ""
+        while not (found := re.search(pattern, re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen))):
+            assert time.monotonic() < end, seen
+            if select.select([self.master], [], [], 0.1)[0]:
+                seen += os.read(self.master, 1 << 16).decode(errors="replace")
+        return found
+
+    def completed(self, line):
+        """A line as it is after it was typed, and Tab."""
+        os.write(self.master, f"{line}\t\x18".encode())
+        return self.until("<<(.*)>>")[1]
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture(params=["bash", "zsh"])
+def shell(request, program, runs):
+    name = request.param
+    if not (has_bash() if name == "bash" else os.name != "nt" and shutil.which(name)):
+        pytest.skip(f"{name} is not installed (bash: 5 or newer)")
+    (runs / "runs" / "my run").mkdir()
+    (runs / "runs" / "my run" / "metrics.jsonl").touch()
+    shell = Shell(name, program, runs)
+    yield shell
+    shell.close()
+
+
+def test_tab_completes_what_was_typed(shell):
+    for line, want in {
+        "charrnn sa": "charrnn sample ",
+        "charrnn train --hid": "charrnn train --hidden-size ",
+        "charrnn train --model l": "charrnn train --model lstm ",
+        "charrnn train --model=l": "charrnn train --model=lstm ",
+        "charrnn sample runs/d": "charrnn sample runs/deep/c ",
+        "charrnn sample runs/m": "charrnn sample runs/my\\ run ",
+        'charrnn sample "runs/m': 'charrnn sample "runs/my run" ',
+        "charrnn train bo": "charrnn train book.txt ",
+        "charrnn eval --html=bo": "charrnn eval --html=book.txt ",
+        "charrnn train --out-dir r": "charrnn train --out-dir runs/",
+    }.items():
+        assert shell.completed(line) == want
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes(program, runs):
+    place = runs / "fish" / "completions" / "charrnn.fish"
+    place.parent.mkdir(parents=True)
+    place.write_text(LINES["fish"])
+    environment = os.environ | {
+        "PATH": f"{program}:{os.environ['PATH']}", "HOME": str(runs), "XDG_CONFIG_HOME": str(runs)
+    }  # fmt: skip
+
+    def offered(line):
+        done = subprocess.run(
+            ["fish", "-c", "complete -C $argv[1]", line], env=environment, capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    assert [line.partition("\t")[0] for line in offered("charrnn ")] == COMMANDS
+    assert offered("charrnn sa") == ["sample\tWrite text with a model."]
+    (length,) = offered("charrnn sample --leng")
+    assert length.startswith("--length\t") and "1,000,000,000" in length  # not cut at a comma
+    assert offered("charrnn train --model l") == ["lstm"]
+    assert offered("charrnn train --model=l") == ["--model=lstm"]
+    assert offered("charrnn sample runs/d") == ["runs/deep/c"]
+    assert offered("charrnn train bo") == ["book.txt"]
+    assert offered("charrnn eval --html=bo") == ["--html=book.txt"]
+    assert offered("charrnn train --out-dir=r") == ["--out-dir=runs/"]
+    assert offered("charrnn train --out-dir=bo") == []
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_shell_has_its_script(shell, program):
     environment = os.environ | {"_CHARRNN_COMPLETE": f"{shell}_source"}
     done = subprocess.run([program / "charrnn"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"_CHARRNN_COMPLETE={shell}_complete" in done.stdout
-    document = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert f"_CHARRNN_COMPLETE={shell}_source charrnn" in document
+    assert f"_CHARRNN_COMPLETE={shell}_source charrnn" in LINES[shell]
     if shutil.which(shell):  # it is a script that this shell understands
         subprocess.run([shell, "-n"], input=done.stdout, text=True, check=True)
 

@@ -219,14 +219,20 @@ class Terminal:
         import pty
 
         self.master, slave = pty.openpty()
+        self.found = self.modes()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "charrnn", *command] if command else arguments(*more),
+            [sys.executable, *command] if command else arguments(*more),
             cwd=folder, env=environment(folder, **env),
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
         self.seen = ""
+
+    def modes(self):
+        import termios
+
+        return termios.tcgetattr(self.master)  # both ends have the same
 
     def until(self, text):
         """Read until ``text`` comes; what came with it."""
@@ -277,11 +283,44 @@ def test_ctrl_c_stops_the_model_and_not_the_session(run_folder):
 
 
 @posix
-def test_sigterm_ends_it(run_folder):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_at_the_prompt_ends_it_with_the_terminal_as_it_was(run_folder, name):
+    number = getattr(signal, name)
     terminal = Terminal(run_folder, "-i")
-    terminal.until("> ")
-    terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(PATIENCE) == -signal.SIGTERM
+    assert "Ctrl-D ends" in terminal.until("> ")
+    terminal.type("half")
+    terminal.until("half")
+    assert terminal.modes() != terminal.found  # Python's readline has it
+    terminal.process.send_signal(number)
+    assert terminal.process.wait(PATIENCE) == -number
+    assert terminal.modes() == terminal.found
+    os.close(terminal.master)
+
+
+BUSY = """
+import hashlib, sys
+from charrnn.cli import cli
+from charrnn.session import Session
+
+def busy(*arguments):  # as a kernel is: C code in which no handler of Python's is run
+    print("reading", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+Session.feed = busy
+cli(["sample", "-i", "--prompt=the"], prog_name="charrnn")
+"""
+
+
+@posix
+def test_a_second_ctrl_c_ends_what_does_not_hear_the_first(run_folder):
+    terminal = Terminal(run_folder, command=("-c", BUSY))
+    terminal.until("reading")
+    terminal.type("\x03")
+    time.sleep(0.5)
+    assert terminal.process.poll() is None
+    terminal.type("\x03")
+    assert terminal.process.wait(10) == 130
+    assert terminal.modes() == terminal.found
     os.close(terminal.master)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -48,7 +49,8 @@ def make(folder, steps=40, validations=True, **options):
         ([{"residual": True}, {}], ["residual", "no residual"]),
         ([{"threads": 1, "log_every": 3}, {}], ["0", "1"]),
         ([{"seed": 2}, {"seed": 2}, {"seed": 3}], ["0: seed 2", "1: seed 2", "seed 3"]),
-        ([{"max_steps": 5}, {}], ["max steps 5", "no max steps"]),
+        ([{"max_steps": 5}, {}], ["max steps 5", "epochs 10"]),
+        ([{"epochs": 20}, {}], ["epochs 20", "epochs 10"]),
         ([{"hidden_size": 1, "seed": 2, "dropout": 0.1, "beta1": 0.1, "num_layers": 3,
            "beta2": 0.5}, {}], ["0", "1"]),
     ],
@@ -57,6 +59,19 @@ def test_labels_tell_what_differs(tmp_path, monkeypatch, options, want):
     monkeypatch.chdir(tmp_path)
     folders = [make(tmp_path / str(i), **o).relative_to(tmp_path) for i, o in enumerate(options)]
     assert curves.labels(folders) == want
+
+
+def test_a_resumed_run_is_told_by_what_it_was_resumed_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("the time traveller " * 60)
+    small = ["--hidden-size=4", "--batch-size=4", "--seq-length=8", "-q"]
+    for line in (
+        ["text.txt", "--out-dir=a", "--epochs=1", *small],
+        ["text.txt", "--out-dir=b", "--epochs=2", *small],
+        ["--resume=a", "--epochs=3", "-q"],
+    ):
+        assert CliRunner().invoke(cli, ["train", *line]).exit_code == 0
+    assert curves.labels([Path("a"), Path("b")]) == ["epochs 3", "epochs 2"]
 
 
 def test_a_config_that_is_gone(tmp_path, monkeypatch):

@@ -506,6 +506,20 @@ def test_split_of_small_texts(n, fractions, sizes):
     assert tuple(map(len, split(np.arange(n), *fractions))) == sizes
 
 
+@pytest.mark.parametrize("n", [0, 5, 3003, 179_000, 9_999_995, 10_000_000])
+def test_by_default_a_tenth_is_validated_on(n):
+    ids = np.zeros(n, np.uint8)
+    assert [len(p) for p in split(ids, None, 0.05)] == [len(p) for p in split(ids, 0.1, 0.05)]
+
+
+@pytest.mark.parametrize("n", [10_000_010, 2_000_000_000])
+def test_by_default_no_more_than_a_million_is_validated_on(n):
+    ids = np.broadcast_to(np.uint8(0), n)
+    assert [len(p) for p in split(ids, None, 0.0)] == [n - 10**6, 10**6, 0]
+    tenth = round(0.1 * n)
+    assert [len(p) for p in split(ids, 0.1, 0.0)] == [n - tenth, tenth, 0]
+
+
 @quick
 @given(st.integers(2, 300), st.floats(0, 0.999), st.floats(0, 0.999))
 def test_split_loses_nothing(n, val_frac, test_frac):

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
-from faults_child import Calls, fail_at  # noqa: E402
+from faults_child import Calls, fail_at, losing  # noqa: E402
 
-from charrnn import api, cache, checkpoint, monitor, runlog, runs  # noqa: E402
+from charrnn import api, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
@@ -125,7 +125,35 @@ def test_any_call_may_fail(name: str, tmp_path: Path) -> None:
     found = faults.fail_everywhere(tmp_path, (code,), 13, **faults.DISK_WAYS[name])
     assert found.injected >= 9
     went_on = found.ends["went on and said so"]
-    assert went_on > 2 if name in ("continue", "continue, full for 4 calls") else went_on == 0
+    goes_on = [way for way in faults.DISK_WAYS if way.startswith("continue")]
+    goes_on.remove("continue, full until the end")
+    assert went_on > 2 if name in goes_on else went_on == 0
+
+
+def test_a_sync_of_the_metrics_that_fails_once_loses_no_line(
+    whole: Path, text: Path, tmp_path: Path
+) -> None:
+    """Although what it was for is lost, and the next sync says that all is well."""
+    folder, failed = tmp_path / "run", []
+
+    def act(name: str, number: int, place: str) -> None:
+        step, path = event["step"], folder / "metrics.jsonl"
+        if name != "fsync" or place != "before" or step not in {5, 7, 20}.difference(failed):
+            return
+        if os.path.samestat(os.fstat(calls.descriptor), os.stat(path)):
+            failed.append(step)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    calls, event = Calls(folder, act), {"step": 0}
+    calls.act = losing(calls, act)
+    with calls.watched():
+        for event in begin(folder, text, on_save_error="continue").events():
+            if event["event"] == "checkpoint" and event["step"]:  # what it says is there
+                length = checkpoint.load(folder / "last.safetensors").metadata["metrics_length"]
+                assert len((folder / "metrics.jsonl").read_bytes()[:length]) == length
+                assert b"\0" not in (folder / "metrics.jsonl").read_bytes()[:length]
+    assert failed == [5, 7, 20]
+    assert metrics(folder) == metrics(whole)
 
 
 class Disk:
@@ -273,7 +301,8 @@ def test_a_limit_of_the_system_on_the_size_of_files(
 @pytest.mark.parametrize("policy", ["stop", "continue"])
 def test_a_folder_that_is_removed_under_the_run(policy: str, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(SaveError, match="could not save .*No such file or directory") as caught:
+    gone = "could not save .*No such file or directory; its folder is gone$"
+    with pytest.raises(SaveError, match=gone) as caught:
         for event in begin(folder, text, on_save_error=policy).events():
             if event["event"] == "step" and event["step"] == 6:
                 shutil.rmtree(folder)
@@ -522,6 +551,45 @@ def test_the_test_part_gives_way_too(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("place", ["sampling", "looking up"])
+def test_the_look_for_memorised_passages_gives_way(
+    place: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: between two pieces of its samples, and between two blocks of a long text."""
+    list(begin(tmp_path / "whole", text).events())
+    run, calls = begin(tmp_path / "run", text), []
+    generate, hashes = memorised.sampling.generate, memorised._hashes
+
+    def counted(last: int) -> None:
+        calls.append(last)
+        if len(calls) == last:
+            run.interrupt()
+
+    def sampled(model: Any, vocabulary: Any, config: Any, **more: Any) -> Iterator[list[str]]:
+        for step in generate(model, vocabulary, config, **more):
+            if config.num_samples == memorised.PIECES:
+                counted(3)
+            yield step
+
+    def hashed(ids: Any) -> Any:
+        counted(memorised.PIECES + 3)  # all of the samples, three blocks of the text
+        return hashes(ids)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memorised, "BLOCK", 100)
+        if place == "sampling":
+            patch.setattr(memorised.sampling, "generate", sampled)
+        else:
+            patch.setattr(memorised, "_hashes", hashed)
+        end = list(run.events())[-1]
+    assert end["reason"] == "interrupted"
+    assert len(calls) == calls[0]
+    assert metrics(run.folder)[-1]["event"] != "end"
+    assert [e["event"] for e in resumed(run.folder)] == ["start", "end"]
+    assert metrics(run.folder)[-1]["memorised"] is not None
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
 def test_compilation_gives_way(
     whole: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -603,6 +671,19 @@ def test_each_signal_saves(name: str, text: Path, tmp_path: Path) -> None:
     assert process.returncode == 128 + number
     assert b"Traceback" not in said and b"go on with: charrnn train --resume" in said
     check_same(tmp_path / "run", text)
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(text: Path, tmp_path: Path) -> None:
+    """`timeout` sends it to the process and to its group."""
+    for _ in range(5):
+        process = started(tmp_path / "run", text, stderr=subprocess.PIPE)
+        for pause in (0.0001, 0.01, 0.02):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(pause)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert b"go on with: charrnn train --resume" in said
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_nohup_is_obeyed(text: Path, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_wrong_input(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--prompt=Zoë",
             "--on-unknown=error",
         ): "not in the vocabulary: 'Z' (once), 'ë' (once): change the text or --on-unknown",
-        (lstm, "--length=0"): f"Invalid value for '--length': 0 is not in the range x>=1.{hint}",
+        (lstm, "--length=0"): "--length is 0: it must be a whole number at least 1",
         (lstm, "--text", shop / "no.txt"): f"'{shop / 'no.txt'}' does not exist: name text files, "
         ".gz files, folders of .txt files, or - for standard input",
         (lstm, "--text", book, "--prompt=a"): "--text and --prompt are both given: use one" + hint,

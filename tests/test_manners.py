@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -81,11 +83,61 @@ def test_quiet_is_quiet(run_folder, monkeypatch):  # noqa: F811
     assert refused.exit_code == 2 and "--quiet and --verbose are both given" in refused.stderr
 
 
+OUTPUTS = {
+    "eval runs/text text.txt --html": "page.html",
+    "inspect runs/text --html": "page.html",
+    "plot runs/text --output": "curves.svg",
+    "gradients runs/text --plot": "reach.png",
+    "sample runs/text --output": "out.txt",
+    "train text.txt --out-dir": "run",
+}
+PLACES = {
+    "no/{}": "no such folder|No such file",
+    "text.txt/{}": "no such folder|is a file|Not a directory",
+    "folder/{}": "is a folder: |Is a directory|already holds a run",
+    "/proc/{}": "cannot be written: |cannot create the run folder",
+    "x" * 300 + "{}": "cannot be written: |cannot create the run folder",
+}
+
+
+@pytest.mark.parametrize("line", OUTPUTS)
+@pytest.mark.parametrize("place", PLACES, ids=["none", "a file", "a folder", "/proc", "long"])
+def test_what_cannot_be_written_is_refused_before_there_is_anything_to_write(
+    line,
+    place,
+    run_folder,  # noqa: F811
+    monkeypatch,
+    tmp_path,
+):
+    if "/proc" in place and not Path("/proc/self").exists():
+        pytest.skip("nobody, root neither, can make a file in /proc: there is none here")
+    name, message = OUTPUTS[line], PLACES[place]
+    command, option = line.split()[0], line.split()[-1]
+    if command == "train" and place.startswith("no/"):
+        return  # it makes folders
+    shutil.copytree(run_folder, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    Path("folder", name).mkdir(parents=True)
+    Path("folder", name, "config.json").touch()
+    before = sorted(Path().rglob("*"))
+    for work in ("evaluate.evaluate", "inspection.inspect", "curves.Watched", "laboratory.trained",
+                 "commands.sample._write_samples", "trainer.Run.events"):  # fmt: skip
+        monkeypatch.setattr(f"charrnn.{work}", None)
+    if place in ("text.txt/{}", "folder/{}"):  # then a long text is not read either
+        monkeypatch.setattr("charrnn.runs._read", None)
+    result = CliRunner().invoke(cli, [*line.split(), place.format(name)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    assert option in result.stderr
+    assert any(part in result.stderr for part in message.split("|")), result.stderr
+    assert sorted(Path().rglob("*")) == before
+
+
 @posix
 def test_a_terminal_of_ascii_gets_ascii(run_folder):  # noqa: F811
     poor = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     for line in (["info"], ["sample", "--prompt", "café", "--length", "5"], ["sample", "nö"]):
-        terminal = Terminal(run_folder, command=line, **poor)
+        terminal = Terminal(run_folder, command=("-m", "charrnn", *line), **poor)
         terminal.end()
         assert terminal.seen.isascii() and "Traceback" not in terminal.seen
         assert "?" in terminal.seen or "\\xf6" in terminal.seen

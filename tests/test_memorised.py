@@ -171,7 +171,7 @@ def test_it_is_of_the_best_model(tmp_path, monkeypatch):
     """Which is what ``charrnn sample`` takes; at a rate this high it is not the last."""
     asked = []
 
-    def shares(model, vocabulary, train, val, seed):
+    def shares(model, vocabulary, train, val, seed, look):
         asked.append(model.params.flat.copy())
 
     monkeypatch.setattr(trainer, "memorised_shares", shares)

@@ -340,3 +340,65 @@ try:
 except errors.InputError as error:
     print(error)
 """
+
+
+# --- Syncs that fail -----------------------------------------------------------------------------
+
+
+class Disk:
+    """Drops what is not synced when a sync fails, and says that the next one is good."""
+
+    def __init__(self, patch):
+        self.broken, self.syncs, self.synced = False, 0, b""
+        patch.setattr(os, "fsync", self.sync)
+
+    def sync(self, descriptor):
+        self.syncs += 1
+        if self.broken:
+            self.broken = False
+            size = os.fstat(descriptor).st_size
+            os.ftruncate(descriptor, len(self.synced))
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        with open(self.path, "rb") as file:
+            self.synced = file.read()
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("between", [0, 1])
+def test_after_a_sync_that_failed_its_lines_are_written_again(path, monkeypatch, before, between):
+    disk = Disk(monkeypatch)
+    disk.path = path
+    with RunLog(path) as log:
+        for event in EVENTS[:before]:
+            log.append(event)
+        log.sync()
+        log.append(EVENTS[before])
+        disk.broken, length = True, log.length
+        with pytest.raises(SaveError, match="could not write .*Input/output error"):
+            log.sync()
+        assert log.length == length and log.waiting == length - len(disk.synced)
+        for _ in range(between):
+            log.append(EVENTS[0])
+        log.sync()
+        assert log.waiting == 0 and log.length == len(disk.synced)
+    assert disk.synced == path.read_bytes()
+    assert list(read(path)) == [*EVENTS[: before + 1], *EVENTS[:1] * between]
+
+
+def test_lines_are_not_kept_without_end(path, monkeypatch):
+    """A run that makes no checkpoints syncs them when they become many."""
+    monkeypatch.setattr(runlog, "MOST_WAITING", 1000)
+    disk = Disk(monkeypatch)
+    disk.path = path
+    with RunLog(path) as log:
+        for _ in range(100):
+            log.append(EVENTS[1])
+            assert len(log._lines) <= 1000
+            assert log.length == path.stat().st_size and log.waiting == 0
+        line = log.length // 100
+        assert disk.syncs == 100 // (1000 // line + 1)
+        log.truncate(5 * line)
+        log.append(EVENTS[0])
+        log.sync()
+    assert list(read(path)) == [*EVENTS[1:2] * 5, EVENTS[0]]

@@ -11,7 +11,7 @@ import click
 from charrnn.commands import echo, note, print_json
 from charrnn.config import Config, DataConfig, TrainConfig
 from charrnn.errors import InputError
-from charrnn.options import SectionedCommand, as_json, given_of, options_of
+from charrnn.options import SectionedCommand, as_json, count_option, given_of, options_of
 
 TIMED = ("batch_size", "seq_length", "recompute", "optimizer", "threads")
 """Options of text and training that make a difference to the speed of `bench`'s steps."""
@@ -29,13 +29,10 @@ UNUSED = ("init", *(
     default=None,
     help="Measure PyTorch too.  [default: if it is installed]",
 )
-@click.option(
-    "--vocab-size",
-    type=click.IntRange(2, 65536),
+@count_option(
+    "--vocab-size", help="Symbols of the random text.  [default: 65]", least=2, most=65536,
     default=65,
-    metavar="INTEGER",
-    help="Symbols of the random text.  [default: 65; from 2 to 65,536]",
-)
+)  # fmt: skip
 @as_json
 @options_of(*Config.sections().values(), without=UNUSED)
 def bench(torch: bool | None, vocab_size: int, as_json: bool, **options: Any) -> None:
@@ -45,6 +42,10 @@ def bench(torch: bool | None, vocab_size: int, as_json: bool, **options: Any) ->
     2x128, B 50, T 50, V 65) on a random text, with every number of threads that is worth it; as a
     share of what the processor's multiply-add units can do; and against PyTorch. Takes some 20
     seconds, and 20 more where kernels have to be compiled.
+
+    \b
+    charrnn bench
+    charrnn bench --model gru --hidden-size 512 --batch-size 64
     """
     config = Config.from_options(given_of(options))
     installed = find_spec("torch") is not None

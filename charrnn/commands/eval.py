@@ -33,13 +33,11 @@ SHOWN, ON_PAGE, PLACES = 2_000, 20_000, 10
     "and list the most surprising places.",
 )  # fmt: skip
 @click.option("--html", metavar="FILE", help="Write the same as a page: a .html file.")
-@count_option("--offset", "First character that is shown.  [default: 0]", 0, default=0)
+@count_option("--offset", help="First character that is shown.  [default: 0]", least=0, default=0)
+@count_option("--length", help=f"How many are shown.  [default: {SHOWN:,}, on a page {ON_PAGE:,}]")
 @count_option(
-    "--length", f"How many are shown.  [default: {SHOWN:,}, on a page {ON_PAGE:,}]"
-)  # fmt: skip
-@click.option(
-    "--places", type=click.IntRange(0, 1000), default=PLACES, metavar="INTEGER",
-    help=f"Surprising places that are listed.  [default: {PLACES}]",
+    "--places", help=f"Surprising places that are listed.  [default: {PLACES}]",
+    least=0, most=1000, default=PLACES,
 )  # fmt: skip
 @click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
 @on_unknown("skip", "map", "error")
@@ -63,6 +61,10 @@ def evaluate(
 
     Prints how well the model predicts them: nats and bits per character, bits per byte, perplexity.
     MODEL is a run folder or a checkpoint file, FILE as for train.
+
+    \b
+    charrnn eval runs/book other.txt --baselines
+    charrnn eval runs/book other.txt --html page.html
     """
     seen = heatmap or html is not None
     for name in given_of(dict.fromkeys(("offset", "length", "places"))):
@@ -74,7 +76,7 @@ def evaluate(
         page.check(html, length or ON_PAGE)
 
     from charrnn import api
-    from charrnn.data import read_corpus
+    from charrnn.data import check_whole, read_corpus
     from charrnn.vocab import describe
 
     lm = api.load(model)
@@ -82,6 +84,8 @@ def evaluate(
     encoding = encoding or data.encoding
     with monitor.reading() as told:
         corpus = read_corpus(files, level=data.level, encoding=encoding, on_progress=told)
+    if seen:
+        check_whole(len(corpus), corpus.name)
     missing = lm.vocabulary.missing(corpus.counts)
     if missing and on_unknown != "error":
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"

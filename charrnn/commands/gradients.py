@@ -39,14 +39,16 @@ FRESH = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in U
     "[default: what the run was trained on]",
 )  # fmt: skip
 @click.option("--prompt", help="Read this text, all of it.")
-@count_option("--offset", "Where in the text the window begins.  [default: 0]", 0, default=0)
-@count_option("--length", "Characters of the window.  [default: 200, or all of the prompt]")
-@count_option("--positions", "How many losses to look at.  [default: by what is measured]")
+@count_option(
+    "--offset", help="Where in the text the window begins.  [default: 0]", least=0, default=0
+)
+@count_option("--length", help="Characters of the window.  [default: 200, or all of the prompt]")
+@count_option("--positions", help="How many losses to look at.  [default: by what is measured]")
 @click.option(
     "--loss", type=int, default=-1, help="The loss whose components are listed; negative from the "
     "end.  [default: -1]",
 )  # fmt: skip
-@count_option("--layer", "Which layer, from 1.  [default: the top one]")
+@count_option("--layer", help="Which layer.  [default: the top one]")
 @click.option(
     "--parameter", default="Wh", help="What the map of components shows: Wx, Wh, b, input, "
     "embedding.  [default: Wh]",
@@ -57,9 +59,9 @@ FRESH = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in U
 @on_unknown("skip", "map", "error")
 @as_json
 @options_of(ModelConfig, without=UNUSED)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=1, metavar="INTEGER",
-    help="Seed of a fresh model's weights.  [default: 1]",
+@count_option(
+    "--seed", help="Seed of a fresh model's weights.  [default: 1]", least=0, most=2**32 - 1,
+    default=1,
 )  # fmt: skip
 def gradients(
     models: tuple[str, ...],
@@ -85,6 +87,10 @@ def gradients(
     why         gates, singular values, Jacobians: why it vanishes or explodes
     clipping    how often and how much a run's gradients were clipped
     compare     several models side by side
+
+    \b
+    charrnn gradients runs/book
+    charrnn gradients --show compare --text book.txt
     """
     config = ModelConfig(**given_of({name: options.pop(name) for name in FRESH}))
     _check_gradients(models, show, untrained)

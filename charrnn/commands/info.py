@@ -20,6 +20,9 @@ def info(model: str | None, as_json: bool) -> None:
 
     Shows its options, tensors, vocabulary, training history, text and versions. MODEL is a run
     folder or a checkpoint file; without it, the newest run's best model is described.
+
+    \b
+    charrnn info runs/book
     """
     from charrnn import api
 

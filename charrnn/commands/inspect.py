@@ -22,23 +22,24 @@ BEST, BEST_ON_PAGE = 2, 20
     "[default: what the run was validated on]",
 )  # fmt: skip
 @click.option("--prompt", help="Read this text, all of it.")
-@click.option(
-    "--unit", "units", type=click.IntRange(0), multiple=True, metavar="INTEGER",
-    help="Show this unit, from 0; repeatable.  [default: the best that are found]",
+@count_option(
+    "--unit", "units", least=0, multiple=True,
+    help="Show the unit of this number; repeatable.  [default: the best that are found]",
 )  # fmt: skip
-@count_option("--layer", "Which layer, from 1.  [default: all; with --unit the top one]")
+@count_option("--layer", help="Which layer.  [default: all, with --unit the top one]")
 @click.option(
     "--value", "values", multiple=True, metavar="NAME", help="What of a unit: h, c, or a gate of "
     "the cell; repeatable.  [default: all states; with --unit h]",
 )  # fmt: skip
 @count_option(
-    "--best", f"How many found units are shown.  [default: {BEST}, on a page {BEST_ON_PAGE}]", 0
-)
-@count_option(
-    "--offset", "First character that is shown.  [default: the middle of the text; with --unit 0]",
-    0,
+    "--best", least=0,
+    help=f"How many found units are shown.  [default: {BEST}, on a page {BEST_ON_PAGE}]",
 )  # fmt: skip
-@count_option("--length", f"How many are shown.  [default: {SHOWN}, on a page {ON_PAGE:,}]")
+@count_option(
+    "--offset", least=0,
+    help="First character that is shown.  [default: the middle of the text, with --unit 0]",
+)  # fmt: skip
+@count_option("--length", help=f"How many are shown.  [default: {SHOWN}, on a page {ON_PAGE:,}]")
 @click.option("--html", metavar="FILE", help="Write the same as a page: a .html file.")
 @click.option("--encoding", help="Encoding of the files.  [default: as the model was trained]")
 @on_unknown("skip", "map", "error")
@@ -63,6 +64,10 @@ def inspect(
     Looks for the units that follow a property of the text best, such as the position in the line,
     scores them on text that has not chosen them, and colours the text by their values. RUN is a run
     folder, CKPT a checkpoint file; without one, the newest run's best model is looked at.
+
+    \b
+    charrnn inspect runs/book
+    charrnn inspect runs/book --unit 42 --value c --html page.html
     """
     fail = click.get_current_context().fail
     given = given_of(click.get_current_context().params)

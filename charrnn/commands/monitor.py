@@ -16,6 +16,10 @@ def monitor(runs: tuple[str, ...]) -> None:
     folder; several are overlaid; without one it is the newest run. Keys: q quits, x changes the x
     axis, l is a linear or logarithmic loss, u nats or bits. Without a terminal, a line is written
     for each event until nobody trains the runs any more.
+
+    \b
+    charrnn monitor
+    charrnn monitor runs/lstm runs/gru
     """
     from charrnn import live
 

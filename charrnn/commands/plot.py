@@ -20,6 +20,9 @@ def plot(runs: tuple[str, ...], output: str, x: str, log: bool, bits: bool) -> N
 
     Validation losses are strong lines, training losses faint ones. RUN is a run folder; several are
     told apart by the options in which they differ; without one it is the newest run.
+
+    \b
+    charrnn plot runs/lstm runs/gru -o curves.svg
     """
     from charrnn import curves
     from charrnn.live import View

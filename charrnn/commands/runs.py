@@ -26,6 +26,9 @@ def runs(folder: str, sort: str, as_json: bool) -> None:
     Shows model, steps, best validation loss, state and age of each: running, finished, patience
     (stopped by --patience), interrupted, diverged, killed (ended without saving), damaged. FOLDER
     is runs/ unless given.
+
+    \b
+    charrnn runs --sort best
     """
     from charrnn import listing
 

@@ -17,7 +17,7 @@ import click
 from charrnn.commands import note, tell_details, verbose
 from charrnn.config import Config, SampleConfig, flag
 from charrnn.errors import InputError
-from charrnn.options import given_of, on_unknown, options_of
+from charrnn.options import count_option, given_of, on_unknown, options_of
 
 if TYPE_CHECKING:
     from charrnn.session import Session
@@ -29,12 +29,10 @@ if TYPE_CHECKING:
 @click.option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - = stdin.")
 @options_of(SampleConfig)
 @click.option("--stop", multiple=True, help="End a sample before this string; repeatable.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    metavar="INTEGER",
+@count_option(
+    "--seed", least=0, most=2**32 - 1,
     help="Seed of the random numbers.  [default: drawn, and shown on standard error]",
-)
+)  # fmt: skip
 @click.option("--output", metavar="FILE", help="Write to a file instead of standard output.")
 @on_unknown("skip", "map", "error")
 @click.option("--color", is_flag=True, help="Colour new characters by their surprise in bits.")
@@ -57,6 +55,10 @@ def sample(
     """Write text with a model.
 
     MODEL is a run folder or a checkpoint file; without it, the newest run's best model writes.
+
+    \b
+    charrnn sample --prompt "The " --length 300 --temperature 0.6
+    charrnn sample runs/book --interactive
     """
     config = SampleConfig(**given_of(options))
     _check_sample(given_of(click.get_current_context().params))

@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn import monitor
+from charrnn import monitor, signals
 from charrnn.commands import VERBOSE, note, tell_details, verbose
 from charrnn.config import Config, flag
 from charrnn.errors import Diverged
@@ -51,6 +52,11 @@ def train(
     """Train a model on text files.
 
     FILE may be several files, folders (their .txt files), .gz files, or - for standard input.
+
+    \b
+    charrnn train book.txt
+    charrnn train book.txt --model gru --hidden-size 512 --epochs 20 --live
+    charrnn train --resume latest
     """
     changes = given_of(options)
     config = Config.from_options(changes)
@@ -68,7 +74,7 @@ def train(
         else:
             run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     tell_details(run, run.config.options())
-    with _stopping(run) as signals:
+    with _stopping(run) as received:
         events = run.events()
         if tensorboard:
             events = board.written(events, run.folder)
@@ -77,10 +83,10 @@ def train(
         end = monitor.show(events, quiet=quiet)
     if end is not None and end["reason"] == "diverged":
         raise Diverged(end["message"])
-    if signals:
+    if received:
         if end is None or end["reason"] == "interrupted":
             note(f"go on with: {monitor.command('charrnn', 'train', '--resume', run.folder)}")
-        sys.exit(128 + signals[0])
+        sys.exit(128 + received[0])
 
 
 def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
@@ -106,6 +112,8 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
 def _stopping(run: Run) -> Iterator[list[int]]:
     """The first SIGINT, SIGTERM or SIGHUP lets ``run`` save and stop, a second one ends at once.
 
+    What comes within `signals.TOGETHER` of the first is no second one.
+
     Below nohup, SIGHUP stays ignored; SIGINT does not, which a shell's script ignores for what it
     starts with ``&``: whoever sends it there means it. Yields the list of signals received.
     """
@@ -116,16 +124,20 @@ def _stopping(run: Run) -> Iterator[list[int]]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        if len(received) > 1:
+            return
+        run.interrupt()
+        time.sleep(signals.TOGETHER)
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
-        run.interrupt()
         with contextlib.suppress(OSError):  # the terminal may be what is gone
             # Not print: the signal may have come in the middle of one.
             os.write(2, b"\nsaving at the end of this step; once more to end at once\n")
 
     before = [signal.signal(each, stop) for each in numbers]
     try:
-        yield received
+        with signals.ending_at_second(numbers):
+            yield received
     finally:
         for each, handler in zip(numbers, before, strict=True):
             signal.signal(each, handler)

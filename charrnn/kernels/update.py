@@ -36,15 +36,28 @@ def square_sum(lanes, g, limit, i0, i1):
 
 
 @kernel
-def square_sums(sums, lanes, g, bounds):
-    """``sums[k]``: the sum of squares of ``g[bounds[k, 0] : bounds[k, 1]]``.
+def step_norms(norms, lanes, gradient, before, after, bounds):
+    """Euclidean norms of a step, tensor by tensor: of the gradient, the update and the weights.
 
-    ``sums`` (n,) and ``lanes`` (LANES,), both float64, are overwritten.
+    ``norms`` (3, n) and ``lanes``, (3, any number) partial sums, both float64, are overwritten. The
+    weights are ``before`` and ``after``; tensor k is at ``bounds[k, 0] <= i < bounds[k, 1]``.
     """
-    unlimited = g.dtype.type(np.inf)
-    for k in range(sums.size):
-        square_sum(lanes, g, unlimited, bounds[k, 0], bounds[k, 1])
-        sums[k] = lanes.sum()
+    width = lanes.shape[1]
+    gradients, updates, weights = lanes[0], lanes[1], lanes[2]
+    for k in range(bounds.shape[0]):
+        lanes[:] = 0.0
+        for start in range(bounds[k, 0], bounds[k, 1], width):
+            end = min(start + width, bounds[k, 1])
+            g, b, a = gradient[start:end], before[start:end], after[start:end]
+            for j in range(g.size):
+                gradients[j] += np.float64(g[j]) * np.float64(g[j])
+            for j in range(a.size):
+                step = np.float64(a[j] - b[j])
+                updates[j] += step * step
+            for j in range(a.size):
+                weights[j] += np.float64(a[j]) * np.float64(a[j])
+        for i in range(3):
+            norms[i, k] = np.sqrt(lanes[i].sum())
 
 
 @kernel
