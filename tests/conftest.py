@@ -18,6 +18,7 @@ if numba.config.BOUNDSCHECK:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "strict: also runs with bounds checks and between fences")
     fence = os.environ.get("CHARRNN_FENCE")
     if fence:
         support.BAND = 0  # bands would be in front of the fences

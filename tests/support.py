@@ -58,7 +58,9 @@ class Guards:
         outside = np.ones(buffer.size, bool)
         view, inner = (
             np.lib.stride_tricks.as_strided(
-                whole[BAND:], array.shape, [whole.itemsize * (s // array.itemsize) for s in wide.strides]
+                whole[BAND:],
+                array.shape,
+                [whole.itemsize * (s // array.itemsize) for s in wide.strides],
             )
             for whole in (buffer, outside)
         )

@@ -82,6 +82,7 @@ RULES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.strict
 @settings(
     max_examples=int(os.environ.get("CHARRNN_EXTREMES", "40")), deadline=None,
     derandomize="CHARRNN_EXTREMES" not in os.environ,

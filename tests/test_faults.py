@@ -744,6 +744,7 @@ def test_without_home_terminal_or_locale_and_with_a_clock_that_jumps(
     command = [sys.executable, "-m", "charrnn"]
     environment = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PATH": ""}
     environment["CHARRNN_CACHE_DIR"] = str(cache.root("kernels"))
+    environment |= {k: v for k, v in os.environ.items() if k.startswith("NUMBA_")}  # same bits
     if surroundings == "clock":
         command = [sys.executable, str(ROOT / "scripts" / "faults_child.py")]
         command += ["--folder=run", "--clock", "--"]

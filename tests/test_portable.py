@@ -1,4 +1,4 @@
-"""The tests that are marked ``portable``, without the compiler and for other processors."""
+"""The tests that are marked ``portable``, without the compiler, for other processors, watched."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from charrnn import cache
+
 ARITHMETIC = ("test_gemm.py", "test_elementwise.py")
 ALL = (*ARITHMETIC, "test_update.py", "test_cells.py")
+STRICT = (*ALL, "test_strict.py")
 SETTINGS = {
-    "Python": ({"NUMBA_DISABLE_JIT": "1"}, ALL),
-    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, ALL),
+    "Python": ({"NUMBA_DISABLE_JIT": "1"}, "portable", ALL),
+    # See tests/strict.py. The fences are for the kernels that users run, as the cache has them.
+    "bounds": ({"NUMBA_BOUNDSCHECK": "1"}, "portable or strict", (*STRICT, "test_extremes.py")),
+    "fence behind": ({"CHARRNN_FENCE": "end"}, "portable or strict", STRICT),
+    "fence before": ({"CHARRNN_FENCE": "begin"}, "portable or strict", STRICT),
     # 256 bits; without the second setting, Numba keeps what the real processor has beyond a name
-    "haswell": ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}, ARITHMETIC),
-    "generic": ({"NUMBA_CPU_NAME": "generic"}, ARITHMETIC),  # 128 bits, no fused multiply-add
+    "haswell": ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}, "portable", ARITHMETIC),
+    # 128 bits, no fused multiply-add
+    "generic": ({"NUMBA_CPU_NAME": "generic"}, "portable", ARITHMETIC),
 }
 OPTIONS = (
     *("-p", "no:cacheprovider"),
@@ -32,12 +39,15 @@ def processes(
 ) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """All of them at once, so that they share the cores."""
     started = {}
-    for name, (settings, files) in SETTINGS.items():
+    for name, (settings, marks, files) in SETTINGS.items():
         if name == "haswell" and platform.machine() not in ("x86_64", "AMD64"):
             continue
-        folder = tmp_path_factory.mktemp(name)
+        fenced = name.startswith("fence")
+        if fenced and sys.platform != "linux":
+            continue
+        folder = cache.root("kernels") if fenced else tmp_path_factory.mktemp(name)
         started[name] = subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "portable", *OPTIONS]
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", marks, *OPTIONS]
             + [str(Path(__file__).parent / file) for file in files],
             env=os.environ | settings | {"CHARRNN_CACHE_DIR": str(folder)},
             stdout=subprocess.PIPE,
@@ -53,7 +63,7 @@ def processes(
 @pytest.mark.parametrize("name", SETTINGS)
 def test_portable_tests_pass(name: str, processes: dict[str, subprocess.Popen[str]]) -> None:
     if name not in processes:
-        pytest.skip("not a processor of this architecture")
+        pytest.skip("not for this processor or system")
     output, _ = processes[name].communicate(timeout=300)
     assert processes[name].returncode == 0, output
     assert " passed" in output
