@@ -209,9 +209,14 @@ class Part(NamedTuple):
 def part(chars: Characters, offset: int, length: int) -> Part:
     """The part from ``offset`` on, ``length`` characters or as many as there are."""
     has = len(chars.text)
+    check_offset(offset, has)
+    return Part(offset, min(offset + length, has), has)
+
+
+def check_offset(offset: int, has: int) -> None:
+    """InputError if a text that has so many characters has none at ``offset``."""
     if offset >= has:
         raise InputError(f"--offset is {offset:,}: the text has {has:,} characters, from 0 on")
-    return Part(offset, min(offset + length, has), has)
 
 
 def lines(found: Surprise, shown: Part, style: Style, width: int) -> list[str]:

@@ -266,5 +266,11 @@ def test_a_text_of_two_characters_and_one_of_one(shop: Path, tmp_path: Path) -> 
         (["--html=p.html", "--length=2000000"], "a page has 1,000,000 characters at the most"),
     ],
 )
-def test_refusals(shop: Path, arguments: list[str], message: str) -> None:
+def test_refusals(
+    shop: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any, **__: Any) -> None:
+        pytest.fail("what cannot be shown was measured")
+
+    monkeypatch.setattr(api.LanguageModel, "evaluate", measured)
     assert message in error_of(shop / "char", shop / "book.txt", *arguments)

@@ -75,7 +75,7 @@ def evaluate(
 
         page.check(html, length or ON_PAGE)
 
-    from charrnn import api
+    from charrnn import api, surprise
     from charrnn.data import check_whole, read_corpus
     from charrnn.vocab import describe
 
@@ -86,6 +86,7 @@ def evaluate(
         corpus = read_corpus(files, level=data.level, encoding=encoding, on_progress=told)
     if seen:
         check_whole(len(corpus), corpus.name)
+        surprise.check_offset(offset, len(corpus))
     missing = lm.vocabulary.missing(corpus.counts)
     if missing and on_unknown != "error":
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
@@ -98,8 +99,6 @@ def evaluate(
     if not seen:
         _print_scores(lm, scores, as_json)
         return
-
-    from charrnn import surprise
 
     losses = scores.pop("losses")
     found = surprise.surprise(lm.model, lm.vocabulary, corpus, losses, on_unknown)
