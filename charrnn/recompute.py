@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from charrnn.model import Model
 
 
-ROWS = 2048
-"""Rows of a segment (S B) at the least: 512 took 1.31 to 1.42 times as long as one pass, 2,048
-1.30 to 1.34 (T 4,000; medians of three runs)."""
+ROWS = 4096
+"""Rows of a segment (S B) at the least. The fewer, the more its time: see docs/decisions.md."""
 
 LARGE = 1 << 28
 """Bytes of a window's work arrays from which on some are computed again instead."""
