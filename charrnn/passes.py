@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -299,11 +298,13 @@ class Pass(Inputs):
         return type(self)(self.model, T, B, self.kind, self.dropout, like=self, first=first)
 
     def phases(self) -> list[Phase]:
-        blocks = [phase for block in self.blocks for phase in (block.gradients, block.weights)]
-        return [*self._there_and_back(blocks), self.weights]
+        return [*self.there_and_back(weights=True), self.weights]
 
-    def _there_and_back(self, between: Iterable[Phase]) -> list[Phase]:
-        """Forward, what is done ``between``, and backward, with the packing of the weights."""
+    def there_and_back(self, weights: bool = False) -> list[Phase]:
+        """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
+        between: list[Phase] = []
+        for block in self.blocks:
+            between += [block.gradients, block.weights] if weights else [block.gradients]
         pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
         return [pack, self.forward, *between, back, *self.backward]
 
@@ -328,20 +329,15 @@ class Pass(Inputs):
         """Forward, and every target's loss."""
         self.run("losses", self.forward, *(block.losses for block in self.blocks))
 
-    def run_back(self) -> None:
-        """Forward and backward, but for the weights' gradients."""
-        self.back_program.run()
+    def run_packing(self, program: Program) -> None:
+        """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""
+        program.run()
         self.stack.version = -1
 
     def run_gradients(self) -> float:
-        self.gradient_program.run()
-        self.stack.version = -1
+        self.run_packing(self.gradient_program)
         return float(self.losses.sum(dtype=np.float64)) / self.count
 
     @cached_property
     def gradient_program(self) -> Program:
         return self.team.program(*self.phases())
-
-    @cached_property
-    def back_program(self) -> Program:
-        return self.team.program(*self._there_and_back([block.gradients for block in self.blocks]))

@@ -17,7 +17,7 @@ train       epoch (fraction), chars (trained so far), nats_per_char (mean since 
 gradients   epoch; gradient_norms (before clipping), update_norms, weight_norms: tensor -> Euclidean
             norm; since the last such line: clipped (share of steps clipped by norm), clip_scale
             (mean factor of that); clipped_elements (share beyond --grad-clip-value); reach, see
-            `charrnn.probe.reach`
+            `charrnn.probe.Reach`
 validation  epoch, val_nats_per_char, best (is this one the best yet), best_val_nats_per_char,
             best_step, time: seconds
 sample      text
@@ -83,6 +83,7 @@ class RunLog:
         self._lines = bytearray()  # behind them
         self._written = 0  # bytes of these that are in the file, in whole lines
         self._torn = False  # is there anything else behind those?
+        self._failing = False  # did the last attempt to write or sync them fail?
 
     def __enter__(self) -> RunLog:
         return self
@@ -97,16 +98,18 @@ class RunLog:
 
     @property
     def waiting(self) -> int:
-        """Bytes of the lines that could not be written."""
+        """Bytes of the lines that are not written yet."""
         return len(self._lines) - self._written
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Write one event as one line: all of it or, if the disk is full, nothing of it."""
-        others = self.waiting
+    def append(self, event: Mapping[str, Any], *, later: bool = False) -> None:
+        """Write one event as one line: all of it or, if the disk is full, nothing of it.
+
+        ``later``: together with the next line, which is soon to come.
+        """
         self._lines += dump_json(event) + b"\n"
         if len(self._lines) > MOST_WAITING:
             self.sync()
-        elif not others:
+        elif not (later or self._failing):
             self._write()
 
     def sync(self) -> None:
@@ -116,18 +119,19 @@ class RunLog:
             try:
                 os.fsync(self._file.fileno())
             except OSError:
-                self._written, self._torn = 0, True
+                self._written, self._torn, self._failing = 0, True, True
                 raise
         self._forget(self.length)
 
     def _forget(self, synced: int) -> None:
         """Nothing is to be written behind so many bytes."""
-        self._synced, self._written, self._torn = synced, 0, False
+        self._synced, self._written, self._torn, self._failing = synced, 0, False, False
         self._lines.clear()
 
     def _write(self) -> None:
         """Write the lines that wait."""
         lines = memoryview(bytes(self._lines[self._written :]))
+        self._failing = True
         with self._saving():
             self._mend()
             self._torn = True
@@ -139,7 +143,7 @@ class RunLog:
                     self._mend()
                 raise
             self._torn = False
-        self._written = len(self._lines)
+        self._written, self._failing = len(self._lines), False
 
     def _mend(self) -> None:
         if self._torn:

@@ -39,7 +39,7 @@ from charrnn.kernels.program import code
 from charrnn.memorised import memorised_shares
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
-from charrnn.passes import Inputs
+from charrnn.passes import Inputs, Pass
 from charrnn.schedules import learning_rate
 from charrnn.sliding import Sliding
 from charrnn.threads import available
@@ -161,6 +161,8 @@ class Run:
         self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
         self._before, self._slot = self.window, 0  # where the state is that is carried on
+        self._norms = probe.Norms(self.model) if config.train.log_gradients else None
+        self._reaches: dict[Pass, probe.Reach] = {}
         self._trouble: str | None = None  # why the last save failed
         self._troubled = False  # has it been said?
         self._owed: tuple[dict[str, np.ndarray], Mapping[str, Any]] | None = None
@@ -225,9 +227,9 @@ class Run:
     def _train_step(self) -> Generator[Event, None, bool]:
         """One step and what is due after it; returns whether the run has to stop."""
         p = self.progress
-        looked_at = _due(self.config.train.log_gradients, p.step + 1)
+        looked_at = self._norms if _due(self.config.train.log_gradients, p.step + 1) else None
         piece, window = self._next_window()
-        reach = self._reach(piece, window) if looked_at else None
+        reach = None if looked_at is None else self._reach(piece, window)
         began = time.perf_counter()
         loss, clipping = self._gradients(piece, window)
         for what, number in (("loss", loss), ("gradient", clipping.norm)):
@@ -236,17 +238,19 @@ class Run:
         epoch, _ = self.plan.position(p.step)
         rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
         rate *= p.learning_rate_scale
-        before = self.model.params.flat.copy() if looked_at else None
+        if looked_at is not None:
+            looked_at.begin()
         self.optimizer.step(rate, p.step + 1, clipping)
         self.model.changed()
         taken = time.perf_counter() - began
         p.step += 1
         event = self._step_event(loss, clipping, rate)
         yield event
-        if not looked_at:
+        if looked_at is None:
             yield from self._tune(taken, piece)
-        if before is not None:
-            yield self._logged(self._gradient_event(before, reach))
+        else:
+            soon = _due(self.config.train.log_every, p.step)
+            yield self._logged(self._gradient_event(looked_at.measure(), reach), later=soon)
         return (yield from self._after_step(event))
 
     def _after_step(self, step: Event | None) -> Generator[Event, None, bool]:
@@ -317,7 +321,7 @@ class Run:
         return piece, window
 
     def _reach(self, piece: Piece, window: Inputs) -> dict[str, Any]:
-        """`probe.reach` of the first characters of the piece that have losses."""
+        """The `probe.Reach` of the first characters of the piece that have losses."""
         new, model = len(piece.targets), self.model
         T = min(new, probe.STEPS)
         run = model.train_pass(T, self.plan.batch_size, self.config.model.dropout)
@@ -327,7 +331,9 @@ class Run:
         elif run is not window:
             run.carry(window, 0)
         run.set_dropout_key(self.config.train.seed, self.progress.step)
-        return probe.reach(run, ids[:T], piece.targets[:T])
+        if run not in self._reaches:
+            self._reaches[run] = probe.Reach(run)
+        return self._reaches[run].measure(ids[:T], piece.targets[:T])
 
     def _gradients(self, piece: Piece, window: Inputs) -> tuple[float, Clipping]:
         """Forward and backward; the window's loss and the gradient's measure."""
@@ -570,10 +576,10 @@ class Run:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def _logged(self, event: Event, log: bool = True) -> Event:
+    def _logged(self, event: Event, log: bool = True, later: bool = False) -> Event:
         if log:
             try:
-                self.log.append(event)
+                self.log.append(event, later=later)
             except SaveError as error:
                 if not self._goes_on_after(error):
                     raise
@@ -650,8 +656,8 @@ class Run:
         p.log_steps, p.log_nats, p.log_clipped = 0, 0.0, 0
         return event
 
-    def _gradient_event(self, before: np.ndarray, reach: dict[str, Any] | None) -> Event:
-        """What there is to say of this step's gradient; ``before`` are the weights before it."""
+    def _gradient_event(self, norms: dict[str, Any], reach: dict[str, Any] | None) -> Event:
+        """What there is to say of this step's gradient."""
         p, params, grads = self.progress, self.model.params, self.model.grads
         limit = self.config.train.grad_clip_value
         beyond = np.count_nonzero(np.abs(grads.flat) > limit) if limit else 0
@@ -659,7 +665,7 @@ class Run:
             "event": "gradients",
             "step": p.step,
             "epoch": self._epoch(),
-            **probe.norms(params, grads, before),
+            **norms,
             "clipped": p.gradient_clipped / p.gradient_steps,
             "clip_scale": p.gradient_scales / p.gradient_steps,
             "clipped_elements": beyond / params.count,

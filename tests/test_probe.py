@@ -111,7 +111,7 @@ def test_reach_is_that_of_the_components(cell: str, activation: str, layers: int
     run.load(data.ids, data.targets)
     run.run_gradients()  # what it leaves must not matter
     run.set_state(data.state)
-    found = probe.reach(run, data.ids, data.targets)
+    found = probe.Reach(run).measure(data.ids, data.targets)
     by_row = np.empty((T, B))
     for b in range(B):
         states = [{n: s[i, b : b + 1] for n, s in data.state.items()} for i in range(layers)]
@@ -134,5 +134,6 @@ def test_reach_without_a_gradient() -> None:
     model.params.views["layers.0.b"][:] = -100
     model.changed()
     data = networks.window(model)
-    found = probe.reach(model.train_pass(networks.T, networks.B), data.ids, data.targets)
+    run = model.train_pass(networks.T, networks.B)
+    found = probe.Reach(run).measure(data.ids, data.targets)
     assert found == {"chars": None, "window": networks.T, "lags": [1, 2], "shares": None}

@@ -140,6 +140,18 @@ def test_missing_metrics_do_not_stop_a_run(path):
         assert f"{path} ends 1000 bytes before the checkpoint" in log.truncate(1000)
 
 
+def test_a_line_may_wait_for_the_next(path):
+    with RunLog(path) as log:
+        log.append(EVENTS[0], later=True)
+        assert path.stat().st_size == 0 < log.waiting == log.length
+        log.append(EVENTS[1])
+        assert log.waiting == 0
+        log.append(EVENTS[2], later=True)
+        log.sync()
+        assert log.waiting == 0
+    assert list(read(path)) == EVENTS
+
+
 def test_sync_reaches_the_disk(path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
