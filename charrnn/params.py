@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-ALIGN = 64
-"""Bytes: every tensor starts at a cache line."""
+from charrnn.kernels.pack import LINE_BYTES, aligned_zeros
 
 
 class Params:
@@ -23,7 +22,7 @@ class Params:
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: Any) -> None:
         self.shapes = shapes
-        step = ALIGN // np.dtype(dtype).itemsize
+        step = LINE_BYTES // np.dtype(dtype).itemsize  # every tensor begins with a cache line
         offset, where = 0, {}
         self.decayed = 0
         for matrix in (True, False):
@@ -33,7 +32,7 @@ class Params:
                     offset += -(-int(np.prod(shape)) // step) * step
             if matrix:
                 self.decayed = offset
-        self.flat: np.ndarray = np.zeros(offset, dtype)
+        self.flat = aligned_zeros((offset,), dtype)
         self.views: dict[str, np.ndarray] = {
             name: self.flat[where[name] :][: int(np.prod(shape))].reshape(shape)
             for name, shape in shapes.items()

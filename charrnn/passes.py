@@ -25,7 +25,7 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
 from charrnn.kernels.gemm import ROWS, weight_product
-from charrnn.kernels.pack import operand, panel, panels, steps
+from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
@@ -227,7 +227,7 @@ class Pass(Inputs):
         steps = min(T, 1 << max(0, (BLOCK // (B * V)).bit_length() - 1))
         self.logits: np.ndarray
         if self.like is None:
-            self.logits = np.zeros((steps, B, V), dtype)
+            self.logits = aligned_zeros((steps, B, V), dtype)
         else:
             self.logits = self.like.logits
         starts = range(self.first, T, steps)  # the last one comes first: see `gemm_tn`

@@ -28,7 +28,7 @@ from charrnn.cells.base import (
 from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
-from charrnn.kernels.pack import pack_t, packed
+from charrnn.kernels.pack import aligned_zeros, pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
 from charrnn.threads import Part, Phase, Program, share
@@ -159,7 +159,7 @@ class Window:
         if name in self.arrays:
             return self.arrays[name]
         if self.like is None:
-            array = np.zeros(shape, self.stack.config.dtype)
+            array = aligned_zeros(shape, self.stack.config.dtype)
         else:
             array = self.like.arrays[name].reshape(-1)[: int(np.prod(shape))].reshape(shape)
         self.arrays[name] = array

@@ -20,6 +20,7 @@ from charrnn.kernels.jit import VECTOR_BITS, kernel
 from charrnn.kernels.tile import ROWS, VECTORS
 
 LINE_BYTES = 64
+"""Bytes of a cache line, and of the largest vector."""
 
 
 def operand(dtype: Any) -> np.dtype[Any]:
@@ -53,7 +54,10 @@ def packed(k: int, n: int, dtype: Any) -> np.ndarray:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Zeros that begin with a cache line, so that no load of a vector crosses two."""
+    """Zeros that begin with a cache line, so that no load of a vector crosses two.
+
+    NumPy's own large arrays begin 16 bytes behind one.
+    """
     size, itemsize = int(np.prod(shape)), np.dtype(dtype).itemsize
     buffer = np.zeros(size + LINE_BYTES // itemsize, dtype)
     start = -buffer.ctypes.data % LINE_BYTES // itemsize
