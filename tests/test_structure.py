@@ -102,7 +102,7 @@ CORE = {
     "errors": set(),
     "facts": {"errors"},
     "threads": {"kernels"},
-    "params": set(),
+    "params": {"kernels"},
     "atomic": {"errors"},
     "config": {"errors"},
     "cache": set(),
@@ -112,7 +112,7 @@ CORE = {
     "passes": {"cells", "errors", "kernels", "model", "params", "stack", "threads"},
     "recompute": {"cells", "kernels", "model", "passes", "threads"},
     "sliding": {"cells", "kernels", "model", "passes", "stack", "threads"},
-    "probe": {"kernels", "model", "params", "passes"},
+    "probe": {"kernels", "model", "passes"},
     "truncation": {"config", "data", "errors"},
     "stepper": {"config", "errors", "kernels", "model", "passes", "threads"},
     "model": {
