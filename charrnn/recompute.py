@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from charrnn.model import Model
 
 
-ROWS = 4096
+ROWS = 6144
 """Rows of a segment (S B) at the least. The fewer, the more its time: see docs/decisions.md."""
 
 LARGE = 1 << 28

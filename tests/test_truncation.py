@@ -342,7 +342,7 @@ def test_a_long_window_needs_less_than_a_short_one() -> None:
 def test_segments_are_whole_blocks_of_rows(B: int) -> None:
     for T in (1, 5, 1000, 20_000, 1_000_000):
         S = segment_length(T, B)
-        least = max(T**0.5, 4096 / B)
+        least = max(T**0.5, 6144 / B)
         assert S == T or (S * B % 256 == 0 and least <= S < least + 257)
 
 
