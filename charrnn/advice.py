@@ -8,6 +8,7 @@ thresholds were set by real runs; docs/advice.md has them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -176,12 +177,21 @@ def of(folder: Path) -> list[str]:
 
 
 def config_of(folder: Path) -> Config | None:
-    """The config of the run in a folder; None if it cannot be read."""
-    path = folder / "config.json"
-    try:
-        return Config.from_json(runlog.read_json(path)["config"])
-    except (OSError, InputError, LookupError, TypeError):
-        return None
+    """The config of the run in a folder; None if it cannot be read.
+
+    As its last checkpoint has it, because a resumed run may have got other options than those in
+    config.json; as config.json has it, if there is no checkpoint.
+    """
+    from charrnn import checkpoint  # with it NumPy, which ``charrnn --help`` need not wait for
+
+    readers: tuple[Callable[[], Any], ...] = (
+        lambda: checkpoint.read_metadata(folder / "last.safetensors", "config")[0],
+        lambda: runlog.read_json(folder / "config.json")["config"],
+    )
+    for read in readers:
+        with contextlib.suppress(OSError, InputError, LookupError, TypeError):
+            return Config.from_json(read())
+    return None
 
 
 # -- the rules ----------------------------------------------------------------------------------

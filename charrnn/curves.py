@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from charrnn import advice, checkpoint, plots
+from charrnn import advice, plots
 from charrnn.chart import printable
-from charrnn.config import Config
 from charrnn.errors import InputError
 from charrnn.live import View, Watched, find, time_unit
 
@@ -21,6 +20,9 @@ UNTOLD = (
 )  # fmt: skip
 """Options that make no difference to a curve."""
 MOST = 5  # differences in a label; runs that differ in more go by their names
+BEYOND = 10
+"""Times the median from which on a loss is outside the picture: good runs begin at some 3, what a
+run writes as it diverges would flatten all other curves."""
 
 
 def plot(names: Sequence[str], path: str, view: View) -> None:
@@ -66,15 +68,12 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _options(folder: Path) -> dict[str, Any]:
-    """A run's options as its last checkpoint has them: a resumed run may have got others.
+    """A run's options; of ``epochs`` and ``max_steps`` only what limits the run is among them.
 
-    Of ``epochs`` and ``max_steps`` only what limits the run is among them. None, if neither the
-    checkpoint nor config.json can be read: the curves are worth seeing without.
+    None, if neither its checkpoint nor config.json can be read: the curves are worth seeing
+    without.
     """
     config = advice.config_of(folder)
-    with contextlib.suppress(OSError, InputError, LookupError, TypeError):
-        (said,) = checkpoint.read_metadata(folder / "last.safetensors", "config")
-        config = Config.from_json(said)
     if config is None:
         return {}
     limits = {"epochs": config.train.epoch_limit, "max_steps": config.train.max_steps}
@@ -98,6 +97,7 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
     axes = figure.add_subplot()
     longest = max(max(table[view.x], default=0.0) for run in runs for table in _tables(run))
     unit, size = time_unit(longest) if view.x == "time" else (view.x, 1)
+    drawn: list[float] = []
     for i, run in enumerate(runs):
         name = _plain(run.name)
         names = ["training", "validation"] if len(runs) == 1 else ["", name]
@@ -111,6 +111,7 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
             x = [_drawn(value / size) for value in table[view.x]]
             y = [_drawn(view.loss(nats)) for nats in table["nats"]]
             axes.plot(x, y, color=f"C{i}", label=label or None, **style)
+            drawn += y
     if len(runs) == 1:
         axes.set_title(_plain(f"{runs[0].name}  ({runs[0].about})"))
     if view.log:
@@ -118,7 +119,11 @@ def draw(figure: Any, runs: Sequence[Watched], view: View) -> None:
         axes.yaxis.set_minor_locator(LogLocator(subs=(1.5, 2, 3, 4, 5, 7)))
         for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,g}"))
+    elif known := [value for value in drawn if not math.isnan(value)]:
+        low, high = min(known), BEYOND * median(known)
+        if max(known) > high:
+            axes.set_ylim(low - 0.05 * (high - low), high)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:,.12g}"))
     axes.set_xlabel(f"time ({unit})" if view.x == "time" else unit)
     axes.set_ylabel(f"loss ({view.unit} per character)")
     for side in ("top", "right"):

@@ -396,3 +396,18 @@ def test_train_and_monitor_say_the_same(tmp_path):
     assert said[0].startswith("overfitting since step ")
     lines = CliRunner().invoke(cli, ["monitor", out]).stdout.splitlines()
     assert [x[8:] for x in lines if x.startswith("advice: ")] == said == advice.of(Path(out))
+
+
+def test_a_resumed_run_is_advised_by_what_it_was_resumed_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("the time traveller " * 60)
+    small = ["--hidden-size=4", "--batch-size=4", "--seq-length=8", "--epochs=1", "-q"]
+    for line in (["text.txt", "--out-dir=a", *small], ["--resume=a", "--epochs=2", "--patience=7"]):
+        assert CliRunner().invoke(cli, ["train", *line]).exit_code == 0
+    config = advice.config_of(Path("a"))
+    assert config is not None and config.train.patience == 7
+    Path("a/last.safetensors").write_bytes(b"damaged")
+    config = advice.config_of(Path("a"))  # at least what it began with
+    assert config is not None and config.train.patience == 0
+    Path("a/config.json").unlink()
+    assert advice.config_of(Path("a")) is None
