@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -32,9 +34,11 @@ HELP = {
     "load NAME": "go back there",
     "quit": "as Ctrl-D does",
 }
-ABOUT = rf"""
-A line is read by the model, which goes on from it; an empty line lets it go on. A \ at the end of a
-line is a new line in the text, {SIGN}{SIGN} at its beginning one {SIGN}. Ctrl-C stops the model."""
+ABOUT = (
+    "A line is read by the model, which goes on from it; an empty line lets it go on. A \\ at the "
+    f"end of a line is a new line in the text, {SIGN}{SIGN} at its beginning one {SIGN}. Ctrl-C "
+    "stops the model."
+)
 
 
 class Console:
@@ -192,12 +196,15 @@ class Console:
             for field, f in SETTINGS.items()
         ]
         rows += [[SIGN + entry, text] for entry, text in HELP.items()]
-        width = max(len(row[0]) for row in rows)
+        indent = max(len(name) for name, _ in rows) + 2
+        columns = max(shutil.get_terminal_size().columns, 2 * indent)
+        wrap = textwrap.TextWrapper(columns, subsequent_indent=" " * indent)
         for name, text in rows:
-            self.note(f"{name:<{width}}  {text[0].lower()}{text[1:].rstrip('.')}")
+            wrap.initial_indent = f"{name:<{indent}}"
+            self.note(wrap.fill(text[0].lower() + text[1:].rstrip(".")))
         self._on_seed("")
         self._on_stop("")
-        self.note(ABOUT.strip())
+        self.note(textwrap.fill(ABOUT, columns))
 
     def _on_seed(self, value: str) -> None:
         if value:

@@ -135,7 +135,9 @@ def test_undo_save_load_reset():
     assert s.moment().place is None
 
 
-def test_help_has_every_command_with_its_value():
+@pytest.mark.parametrize("columns", [50, 80, 200])
+def test_help_has_every_command_with_its_value(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
     _, notes, s = talk("/temp 0.25", "/help")
     shown = re.findall(r"^(/.*?)  ", notes, re.M)
     assert shown == [
@@ -143,7 +145,10 @@ def test_help_has_every_command_with_its_value():
         "/repetition-penalty 1", "/help", "/seed N", "/stop TEXT", "/undo", "/reset", "/save NAME",
         "/load NAME", "/quit",
     ]  # fmt: skip
-    assert all(len(line) <= 100 for line in notes.splitlines())
+    assert all(len(line) <= columns for line in notes.splitlines())
+    assert "choose among the likeliest that together reach this probability" in " ".join(
+        notes.split()
+    )
 
 
 def test_quit_ends():
