@@ -119,6 +119,22 @@ def test_axes(tmp_path, x, label, first):
     assert "4" in [text.get_text() for text in axes.get_yticklabels(which="both")]
 
 
+def test_large_numbers_are_written_out(tmp_path):
+    axes = drawn([make(tmp_path / "a", steps=20_000)], View("characters"))
+    assert "4,000,000" in [text.get_text() for text in axes.get_xticklabels()]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_run_that_diverged_does_not_flatten_the_others(tmp_path, log):
+    wild = make(tmp_path / "wild", steps=10)
+    metrics = wild / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"nats_per_char": 2.9', '"nats_per_char": 3e17'))
+    axes = drawn([make(tmp_path / "tame"), wild], View(log=log))
+    low, high = axes.get_ylim()
+    assert 0 < low < 2.6 if log else -2 < low < 2.6
+    assert high > 3e17 if log else 20 < high < 40
+
+
 def test_several_runs(tmp_path):
     axes = drawn([make(tmp_path / "a"), make(tmp_path / "b", validations=False)], View())
     assert [line.get_color() for line in axes.lines] == ["C0", "C0", "C1", "C1"]

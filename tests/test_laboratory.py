@@ -264,6 +264,8 @@ def test_wrong_input(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lstm, gru, "--show=why"): "--show why is of one model: name one, or use --show compare"
         + hint,
         (): "a fresh model has no text of its own: name one with --text or --prompt, or name a RUN",
+        (lstm, "--loss=3"): f"--loss goes with --show components{hint}",
+        (lstm, "--show=reach", "--parameter=Wx"): f"--parameter goes with --show components{hint}",
         ("--untrained",): f"--untrained needs a RUN: a fresh model is untrained already{hint}",
         ("--show=clipping", "--text", book, *FRESH): "--show clipping needs a RUN: it reads what "
         "its training has logged",

@@ -45,13 +45,13 @@ FRESH = tuple(f.name for f in dataclasses.fields(ModelConfig) if f.name not in U
 @count_option("--length", help="Characters of the window.  [default: 200, or all of the prompt]")
 @count_option("--positions", help="How many losses to look at.  [default: by what is measured]")
 @click.option(
-    "--loss", type=int, default=-1, help="The loss whose components are listed; negative from the "
+    "--loss", type=int, default=-1, help="With --show components: of which loss; negative from the "
     "end.  [default: -1]",
 )  # fmt: skip
 @count_option("--layer", help="Which layer.  [default: the top one]")
 @click.option(
-    "--parameter", default="Wh", help="What the map of components shows: Wx, Wh, b, input, "
-    "embedding.  [default: Wh]",
+    "--parameter", default="Wh", help="With --show components: what their map shows, such as "
+    "Wx, Wh, b, input, embedding.  [default: Wh]",
 )  # fmt: skip
 @click.option("--untrained", is_flag=True, help="Add every run's model as it was before training.")
 @click.option("--plot", metavar="FILE", help="Also draw it: a .png or .svg file.")
@@ -134,6 +134,9 @@ def _check_gradients(models: Sequence[str], show: str | None, untrained: bool) -
     if show == "compare" and not models:
         for name in given.keys() & set(FRESH) - {"hidden_size"}:
             fail(f"{flag(name)}: --show compare without a RUN has kinds of models of its own")
+    for name in ("loss", "parameter"):
+        if show != "components" and name in given:
+            fail(f"{flag(name)} goes with --show components")
     if untrained and not models:
         fail("--untrained needs a RUN: a fresh model is untrained already")
     if (len(models) > 1 or untrained) and show not in (None, "compare"):
