@@ -21,8 +21,8 @@ UNTOLD = (
 """Options that make no difference to a curve."""
 MOST = 5  # differences in a label; runs that differ in more go by their names
 BEYOND = 10
-"""Times the median from which on a loss is outside the picture: good runs begin at some 3, what a
-run writes as it diverges would flatten all other curves."""
+"""Times the median at which a linear axis ends: what a run writes as it diverges would flatten all
+other curves. Runs begin at some 3 times theirs."""
 
 
 def plot(names: Sequence[str], path: str, view: View) -> None:
