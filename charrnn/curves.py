@@ -12,7 +12,8 @@ from typing import Any
 from charrnn import advice, plots
 from charrnn.chart import printable
 from charrnn.errors import InputError
-from charrnn.live import View, Watched, find, time_unit
+from charrnn.view import View, time_unit
+from charrnn.watched import Watched, find
 
 UNTOLD = (
     "threads", "eval_every", "checkpoint_every", "log_every", "log_gradients", "sample_every",
