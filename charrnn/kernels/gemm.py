@@ -28,7 +28,7 @@ NONE, ROW, MATRIX = range(3)
 DEEP = 2048
 """Most rows of a panel that `gemm` takes at a time: more would outgrow the second cache."""
 NEAR = 1 << 18
-"""Bytes of A that `gemm` reads again and again: they stay in the second cache beside a panel."""
+"""Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
 
 
 def scratch_size(k: int, dtype: Any) -> int:
@@ -129,9 +129,9 @@ def _into_overload(C, A, P, D, added, half, code):
 def _product(C, A, P, D, T, M, axis, added, code):
     """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
 
-    Some steps, whose A the second cache holds, go through all panels before the next ones do; a
-    panel stays in it for all their rows. Rows are shared out evenly over the tiles, because one of
-    few rows is slower.
+    Some steps, whose A the second cache holds, go through all panels before the next ones do; some
+    panels stay in it for all their rows, and each call of `tile` goes through these. Rows are shared
+    out evenly over the tiles, because one of few rows is slower.
     """
     c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
     a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
@@ -140,7 +140,8 @@ def _product(C, A, P, D, T, M, axis, added, code):
         d_step = d_row = 0
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     tiles = -(-M // ROWS)
-    group = P.shape[2] * TOGETHER[-(-M // max(tiles, 1))]
+    near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
+    group = P.shape[2] * max(near, TOGETHER[-(-M // max(tiles, 1))])
     together = max(1, NEAR // max(1, M * K * A.itemsize))
     for t0 in range(0, T, together):
         j0 = 0
