@@ -21,7 +21,7 @@ from charrnn.chart import (
     sparkline,
 )
 from charrnn.watched import AXES, Watched
-from charrnn.words import units
+from charrnn.words import number, units
 
 BOLD, FAINT = "1", "2"
 # Of runs: cyan, yellow, magenta, green, blue, red.
@@ -244,7 +244,7 @@ def _table(
         train, val, best = run.training.last, run.validating.last, run.best
         losses = [table.get("nats") for table in (train, val, best)]
         row = [f"{run.step:,}"]
-        row += ["-" if nats is None else f"{view.loss(nats):.3f}" for nats in losses]
+        row += ["-" if nats is None else number(view.loss(nats)) for nats in losses]
         row += [f"{best['step']:,}" if best else "-"]
         if len(head) > len(row):
             row += [f"{train[name]:.3g}" if train else "-" for name in ("rate", "norm")]

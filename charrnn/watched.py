@@ -22,7 +22,8 @@ Event = dict[str, Any]
 
 BLOCK = 2**20  # bytes read at once: a screen stays responsive while a long file is opened
 TAIL = 1024  # bytes before the place read up to that must not have changed
-PATIENCE = 10.0  # seconds without a line after which a run no longer counts as running
+LULL = 1.0  # seconds without a line after which it is asked whether a process still trains
+PATIENCE = 10.0  # and after which it is said that there were none
 LONGEST = 4000  # characters of a sample that a screen may need
 AXES = ("steps", "characters", "time")
 ORDER = ("start", "train", "validation", "sample", "end")  # events of one step, as they are written
@@ -297,8 +298,11 @@ class Watched:
             return f"{reason} after {duration(self.end['seconds'])}"
         if not self.follower.written:
             return "waiting for its first line"
-        if not self.alive and silence > PATIENCE + 5 * self.interval:
-            return f"no news for {duration(silence)}"
+        if not self.alive and silence > LULL + self.interval:
+            if not runlog.held(self.folder):
+                return f"stopped {duration(silence)} ago"
+            if silence > PATIENCE + 5 * self.interval:
+                return f"no news for {duration(silence)}"
         left = self.left()
         return "running" if left is None else f"running, {duration(left)} left"
 

@@ -24,6 +24,7 @@ from watching import (
     watched,
 )
 
+from charrnn import runlog
 from charrnn.cli import cli
 from charrnn.errors import InputError
 from charrnn.watched import Follower, Watched, find
@@ -148,8 +149,11 @@ def test_states(folder):
     path = folder / "metrics.jsonl"
     run = watched(folder)
     written = run.follower.written
-    assert run.state(written + 3) == "running, 40 s left"
-    assert run.state(written + 300) == "no news for 5 min 00 s"
+    with runlog.lock(folder):
+        assert run.state(written + 3) == "running, 40 s left"
+        assert run.state(written + 300) == "no news for 5 min 00 s"
+    assert run.state(written + 1) == "running, 40 s left"  # the first lines of a resumed run
+    assert run.state(written + 3) == "stopped 3 s ago"
     assert run.interval == pytest.approx(1.0, rel=0.05)
     path.write_bytes(text_of([*HISTORY, END]))
     assert watched(folder).state(written + 300) == "finished after 40 s"

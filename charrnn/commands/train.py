@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ from charrnn.errors import Diverged
 from charrnn.options import SectionedCommand, given_of, on_unknown, options_of
 
 if TYPE_CHECKING:
-    from charrnn.trainer import Run
+    from charrnn.trainer import Event, Run
 
 
 @click.command(cls=SectionedCommand)
@@ -75,7 +76,7 @@ def train(
             run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     tell_details(run, run.config.options())
     with _stopping(run) as received:
-        events = run.events()
+        events = _collected(run.events())
         if tensorboard:
             events = board.written(events, run.folder)
         if live:
@@ -87,6 +88,20 @@ def train(
         if end is None or end["reason"] == "interrupted":
             note(f"go on with: {monitor.command('charrnn', 'train', '--resume', run.folder)}")
         sys.exit(128 + received[0])
+
+
+def _collected(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events; nothing is left to Python's collector to do when it likes.
+
+    Else its lists of free tuples grow for hours, because only a full collection empties them, and
+    that goes through all modules (60 ms). Without these it takes 0.03 ms.
+    """
+    for event in events:
+        if event["event"] == "start":
+            gc.freeze()
+        elif event["event"] == "checkpoint":
+            gc.collect()
+        yield event
 
 
 def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:

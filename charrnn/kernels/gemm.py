@@ -130,8 +130,8 @@ def _product(C, A, P, D, T, M, axis, added, code):
     """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
 
     Some steps, whose A the second cache holds, go through all panels before the next ones do; some
-    panels stay in it for all their rows, and each call of `tile` goes through these. Rows are shared
-    out evenly over the tiles, because one of few rows is slower.
+    panels stay in it for all their rows, and each call of `tile` goes through these. Rows are
+    shared out evenly over the tiles, because one of few rows is slower.
     """
     c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
     a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
