@@ -2,15 +2,18 @@
 
 The phases of a training pass, each shared by the team's threads:
 
-    pack      weights into the layout that the products read, again before the way back
+    pack      weights into the layout that the products read
     forward   every thread takes a share of the batch through all layers and time steps, or a share
               of the units
     output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
               the output weights' gradient (shares of the columns)
+    pack      the weights again, for the way back
     backward  the same shares, back through layers and time
     weights   shares of the columns of every weight's gradient
 
-No sum crosses a share, so that the bits do not depend on how many there are.
+Threads meet where one needs what another has made: not between forward and the first logits, nor
+between the last output weights and packing. No sum crosses a share, so that the bits do not depend
+on how many there are.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from functools import cached_property
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +66,11 @@ UNITS_OF_FEW = 1 << 19
 
 State = Arrays
 """``h`` and for some cells ``c``, each (L, B, H)."""
+
+
+def merged(*phases: Phase) -> Phase:
+    """Phases as one: every thread goes on to its item of the next without waiting for others."""
+    return [[*chain(*items)] for items in zip_longest(*phases, fillvalue=())]
 
 
 class Block:
@@ -302,11 +311,15 @@ class Pass(Inputs):
 
     def there_and_back(self, weights: bool = False) -> list[Phase]:
         """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
-        between: list[Phase] = []
-        for block in self.blocks:
-            between += [block.gradients, block.weights] if weights else [block.gradients]
         pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
-        return [pack, self.forward, *between, back, *self.backward]
+        if not weights:
+            there = merged(self.forward, *(block.gradients for block in self.blocks))
+            return [pack, there, back, *self.backward]
+        first, *others = self.blocks  # each one's logits take the place of those before
+        phases = [pack, merged(self.forward, first.gradients), first.weights]
+        for block in others:
+            phases += [block.gradients, block.weights]
+        return [*phases[:-1], merged(phases[-1], back), *self.backward]
 
     def states_at(self, slot: int) -> list[Arrays]:
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
@@ -327,7 +340,7 @@ class Pass(Inputs):
 
     def run_losses(self) -> None:
         """Forward, and every target's loss."""
-        self.run("losses", self.forward, *(block.losses for block in self.blocks))
+        self.run("losses", merged(self.forward, *(block.losses for block in self.blocks)))
 
     def run_packing(self, program: Program) -> None:
         """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""
