@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from click.testing import CliRunner
@@ -26,7 +27,7 @@ import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
 from faults_child import Calls, fail_at, losing  # noqa: E402
 
-from charrnn import api, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
+from charrnn import api, atomic, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
 from charrnn.cli import cli  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
@@ -117,6 +118,39 @@ def test_the_campaign_sees_a_difference(whole: Path, tmp_path: Path) -> None:
 def test_stopped_at_any_call(name: str, every: int, tmp_path: Path) -> None:
     calls, copies = faults.stop_everywhere(tmp_path, every, **faults.CALLS_OF[name])
     assert copies >= calls // every > 10
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads what is being synced")
+def test_the_power_may_go_at_any_call(tmp_path: Path) -> None:
+    calls, cuts = faults.cut_everywhere(tmp_path, 11, **faults.DISK)
+    assert cuts >= 2 * (calls // 11) > 20
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads what is being synced")
+@pytest.mark.parametrize("lacking", ["files", "folder", "lines", "order"])
+def test_a_sync_that_is_missing_is_found(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacking == "folder":
+        monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
+    elif lacking == "lines":
+        monkeypatch.setattr(runlog.RunLog, "sync", runlog.RunLog._write)
+    else:  # not at all, or when the name is there already
+
+        @contextlib.contextmanager
+        def replacing(path: str | Path) -> Iterator[BinaryIO]:
+            temporary = atomic._temporary(Path(path))
+            with getattr(atomic, "open", open)(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.replace(temporary, path)
+                if lacking == "order":
+                    os.fsync(file.fileno())
+            atomic.sync_folder(Path(path).parent)
+
+        monkeypatch.setattr(atomic, "replacing", replacing)
+    with pytest.raises(faults.Different):
+        faults.cut_everywhere(tmp_path, 2 if lacking == "order" else 9, **faults.DISK)
 
 
 # --- calls that fail -----------------------------------------------------------------------------
