@@ -13,7 +13,8 @@ from charrnn import advice, checkpoint, plots
 from charrnn.chart import printable
 from charrnn.config import Config
 from charrnn.errors import InputError
-from charrnn.live import View, Watched, find, time_unit
+from charrnn.view import View, time_unit
+from charrnn.watched import Watched, find
 
 UNTOLD = (
     "threads", "eval_every", "checkpoint_every", "log_every", "log_gradients", "sample_every",

@@ -8,8 +8,8 @@ from typing import Any
 
 from charrnn.kernels import jit
 from charrnn.model import Model
+from charrnn.saving import versions
 from charrnn.threads import available
-from charrnn.trainer import versions
 
 MIB = 2**20
 

@@ -33,7 +33,7 @@ PROGRESS: Mapping[str, Any] = {
     "finished": Literal["finished", "patience"] | None,
     "validations": list[tuple[int, float | None, float | None]],
 }
-"""What all commands read of it; training reads more: `charrnn.trainer.Progress`."""
+"""What all commands read of it; training reads more: `charrnn.progress.Progress`."""
 
 
 def check(value: Any, shape: Any, what: str, lacking: bool = False) -> Any:

@@ -19,18 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from charrnn import advice
+from charrnn.words import REASONS, duration, number, units
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 Event = dict[str, Any]
-
-REASONS = {
-    "finished": "finished",
-    "patience": "stopped by --patience",
-    "interrupted": "interrupted",
-    "diverged": "stopped: diverged",
-}
 
 
 def show(
@@ -77,32 +71,10 @@ def _ignore(done: int, total: int | None) -> None:
     pass
 
 
-def units(nats: float) -> str:
-    """A loss, given in nats per character, in every unit."""
-    perplexity = math.inf if nats > 700 else math.exp(nats)  # e^710 overflows
-    return (
-        f"{_number(nats)} nats/char  {_number(nats / math.log(2))} bits/char  "
-        f"perplexity {perplexity:.3g}"
-    )
-
-
-def duration(seconds: float) -> str:
-    """``43 s``, ``2 min 05 s`` or ``3 h 07 min``."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {m:02d} min"
-    return f"{m} min {s:02d} s" if m else f"{s} s"
-
-
 def command(*words: object) -> str:
     """``words`` as a person types them into the shell."""
     texts = [str(word) for word in words]
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
 
 
 def _short(value: float) -> str:
@@ -243,16 +215,16 @@ class _View:
         columns = self.columns()
         if columns >= 140:
             where = f"epoch {event['epoch']:.1f}/{epochs:.4g} step {step}/{total}"
-            facts = [f"{_number(self.nats)} nats {_number(bits)} bits/char"]
-            facts += [f"val {_number(self.val_nats)} nats"] if self.val_nats is not None else []
+            facts = [f"{number(self.nats)} nats {number(bits)} bits/char"]
+            facts += [f"val {number(self.val_nats)} nats"] if self.val_nats is not None else []
             facts += [f"{left} left", f"{speed:,.0f} chars/s"] if left else []
             shown = ", ".join([*facts, f"grad norm {norm:.3g}"])
             line = f"{where} |{{bar}}| {shown}"
         else:  # everything, in 80 columns
             digits = 3 if columns >= 90 else 2
             where = f"ep {event['epoch']:.1f}/{_short(epochs)} {step}/{total}"
-            facts = [f"{_number(self.nats, digits)} nats {_number(bits, 2)} bits"]
-            facts += [f"val {_number(self.val_nats, digits)}"] if self.val_nats is not None else []
+            facts = [f"{number(self.nats, digits)} nats {number(bits, 2)} bits"]
+            facts += [f"val {number(self.val_nats, digits)}"] if self.val_nats is not None else []
             brief = left.replace(" ", "").replace("min", "m")
             brief = brief if len(brief) < 6 else brief[:-3]  # 3h07m, but 12h
             facts += [f"{_short(speed / 1000)}k/s {brief}"] if left else []

@@ -20,7 +20,8 @@ from charrnn.data import MOST_VAL, VAL_FRAC, Corpus, part_sizes, read_corpus, sp
 from charrnn.errors import Diverged, InputError
 from charrnn.model import Model, check_room
 from charrnn.reading import STDIN, Progress
-from charrnn.trainer import Event, Run, Text, versions
+from charrnn.saving import versions
+from charrnn.trainer import Event, Run, Text
 from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
 

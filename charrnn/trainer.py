@@ -1,47 +1,34 @@
 """The training loop: a generator of events that prints nothing.
 
-A run's numbers are a function of its config, its text and the machine. Where it stands is one
-number, the step; what else a resumed run needs is in the checkpoint: weights, moments, the carried
-hidden state, the best loss, and the sums behind the next line of the log.
+A run's numbers are a function of its config, its text and the machine. Here is the order of things:
+a step, what is due after it, and the way back where a number is not finite. `charrnn.learner`
+computes the step, `charrnn.progress` counts, `charrnn.saving` writes what a resumed run needs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import platform
-import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from charrnn import (
-    __version__,
-    atomic,
-    checkpoint,
-    evaluate,
-    facts,
-    probe,
-    recompute,
-    runlog,
-    sampling,
-)
-from charrnn.api import load, metadata_of, restore
+from charrnn import atomic, checkpoint, evaluate, facts, runlog, sampling
+from charrnn.api import load, metadata_of
 from charrnn.config import Config, SampleConfig
-from charrnn.errors import InputError, SaveError
+from charrnn.errors import InputError
 from charrnn.kernels import jit
-from charrnn.kernels.program import code
+from charrnn.learner import Learner
 from charrnn.memorised import memorised_shares
 from charrnn.model import Model
-from charrnn.optim import Clipping, Optimizer
-from charrnn.passes import Inputs, Pass
+from charrnn.optim import Clipping
+from charrnn.progress import Progress
+from charrnn.saving import Saver, State, versions, way_back
 from charrnn.schedules import learning_rate
-from charrnn.sliding import Sliding
 from charrnn.threads import available
 from charrnn.truncation import Piece, Plan
 from charrnn.tuner import Tuner
@@ -54,12 +41,6 @@ RATE_MEMORY = 50
 
 SAMPLE_LENGTH = 200
 """Characters of a sample while training."""
-
-WAYS_BACK = 2
-"""Checkpoints step-<n> that are kept at the least for going back to."""
-
-MOST_VALIDATIONS = 1000
-"""That checkpoints list; they would grow without end, beyond what is read from a file."""
 
 CAUSES = (
     "usual causes: a learning rate that is too high (--learning-rate), no clipping (--grad-clip), "
@@ -81,51 +62,6 @@ class Text:
     notes: list[str]
 
 
-@dataclass
-class Progress:
-    """What a resumed run must know beside weights, moments and hidden state."""
-
-    step: int = 0
-    nats_per_char: float | None = None
-    """Mean training loss of the last logged interval."""
-    val_nats_per_char: float | None = None
-    best_val_nats_per_char: float | None = None
-    best_step: int | None = None
-    validations_since_best: int = 0
-    log_steps: int = 0
-    log_nats: float = 0.0
-    log_clipped: int = 0
-    gradient_steps: int = 0
-    gradient_clipped: int = 0
-    gradient_scales: float = 0.0
-    """Sums since the last line on the gradient: steps, those clipped, the factors of clipping."""
-    total_steps: int | None = None
-    """What the newest start event in the metrics says."""
-    finished: str | None = None
-    """Why it ended: "finished" or "patience"."""
-    validations: list[list[Any]] = field(default_factory=list)
-    """[step, training loss, validation loss], in nats per character. When there are more than
-    `MOST_VALIDATIONS`, every other one is left out: the first and the newest always stand there."""
-    unvalidated: bool = False
-    """Whether what is due after this step has been put off, because its validation was stopped."""
-    rollbacks: list[tuple[int, int, str]] = field(default_factory=list)
-    """[step that diverged, step gone back to, what was not finite] of each."""
-    rollbacks_noted: int = 0
-    """How many of these are in the metrics."""
-
-    @property
-    def learning_rate_scale(self) -> float:
-        """What the rollbacks have left of the learning rate."""
-        return 0.5 ** len(self.rollbacks)
-
-
-ADDED = {
-    "gradient_steps", "gradient_clipped", "gradient_scales",
-    "unvalidated", "rollbacks", "rollbacks_noted",
-}  # fmt: skip
-"""Fields of `Progress` that checkpoints of version 0.1 may lack."""
-
-
 class _Interrupted(Exception):
     """The run is to stop, and what is being computed can be computed again."""
 
@@ -138,6 +74,7 @@ class Run:
     folder : where its files are
     config : its options
     progress : how far it is
+    model, plan, learner : what it trains, on which pieces of the text, and the computing of it
     draw_weights : fills the model with the weights that the run begins with
     """
 
@@ -151,29 +88,12 @@ class Run:
         most = threads if isinstance(threads, int) and threads else available()
         self.model = Model(config.model, text.vocabulary.size, most)
         self.plan = text.plan
-        self.window = self._new_window(self.plan.longest)
-        self.optimizer = Optimizer(
-            config.train, self.model.params, self.model.grads, self.model.team
-        )
+        self.learner = Learner(self.model, config, self.plan)
         self.tuner = Tuner(self.model.team)
         if threads == "auto":
             self.tuner.begin()
         self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
-        self._before, self._slot = self.window, 0  # where the state is that is carried on
-        self._norms = probe.Norms(self.model) if config.train.log_gradients else None
-        self._reaches: dict[Pass, probe.Reach] = {}
-        self._trouble: str | None = None  # why the last save failed
-        self._troubled = False  # has it been said?
-        self._owed: tuple[dict[str, np.ndarray], Mapping[str, Any]] | None = None
-        """The best state, while it could not be saved."""
-
-    def _new_window(self, T: int) -> Inputs:
-        """A pass for windows of at most T steps."""
-        data, B, dropout = self.config.data, self.plan.batch_size, self.config.model.dropout
-        if data.bptt == "sliding":
-            return Sliding(self.model, T, B, dropout, *data.look_back)
-        return recompute.train_pass(self.model, T, B, dropout, data.recompute)
 
     def interrupt(self) -> None:
         """Ask to save and stop at the end of the step; safe in a signal handler.
@@ -191,14 +111,15 @@ class Run:
         self._rate, self._steps_done = 0.0, 0  # smoothed characters per second
         path = self.folder / "metrics.jsonl"
         with runlog.lock(self.folder), runlog.RunLog(path) as self.log:
+            self.saver = Saver(self.folder, self.log, self.config.train)
             atomic.sweep(self.folder)
             note = self._align_metrics()
             for text in [*self.text.notes, *self.model.notes, *([note] if note else [])]:
                 yield self._note(text)
             yield from self._compile()
             yield self._start_event()
-            if not (self.folder / "last.safetensors").exists():
-                self._save("last.safetensors")  # from now on there is one to go on from
+            if not (self.folder / "last.safetensors").exists():  # from now on there is one
+                self.saver.save("last.safetensors", self._state())
             ended = False
             if self._interrupted:
                 ended = yield from self._stop()
@@ -226,31 +147,31 @@ class Run:
 
     def _train_step(self) -> Generator[Event, None, bool]:
         """One step and what is due after it; returns whether the run has to stop."""
-        p = self.progress
-        looked_at = self._norms if _due(self.config.train.log_gradients, p.step + 1) else None
-        piece, window = self._next_window()
-        reach = None if looked_at is None else self._reach(piece, window)
+        p, learner = self.progress, self.learner
+        norms = learner.norms if _due(self.config.train.log_gradients, p.step + 1) else None
+        piece = self.plan.piece(p.step)
+        window = learner.window_of(piece)
+        reach = None if norms is None else learner.reach(piece, window, p.step)
         began = time.perf_counter()
-        loss, clipping = self._gradients(piece, window)
+        loss, clipping = learner.gradients(piece, window, p.step)
         for what, number in (("loss", loss), ("gradient", clipping.norm)):
             if not math.isfinite(number):
                 return (yield from self._diverged(what, p.step + 1))
         epoch, _ = self.plan.position(p.step)
         rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
         rate *= p.learning_rate_scale
-        if looked_at is not None:
-            looked_at.begin()
-        self.optimizer.step(rate, p.step + 1, clipping)
-        self.model.changed()
+        if norms is not None:
+            norms.begin()
+        learner.update(rate, p.step + 1, clipping)
         taken = time.perf_counter() - began
-        p.step += 1
-        event = self._step_event(loss, clipping, rate)
+        p.stepped(loss, clipping.scale)
+        event = self._step_event(loss, clipping, rate, piece.scored)
         yield event
-        if looked_at is None:
+        if norms is None:
             yield from self._tune(taken, piece)
         else:
             soon = _due(self.config.train.log_every, p.step)
-            yield self._logged(self._gradient_event(looked_at.measure(), reach), later=soon)
+            yield self._logged(self._gradient_event(norms.measure(), reach), later=soon)
         return (yield from self._after_step(event))
 
     def _after_step(self, step: Event | None) -> Generator[Event, None, bool]:
@@ -258,11 +179,12 @@ class Run:
         train, p = self.config.train, self.progress
         last = p.step == self.total_steps
         if step is not None and (_due(train.log_every, p.step) or last):
-            yield self._logged(self._train_event(step), log=train.log_every > 0)
+            event = step | {"event": "train"} | p.end_log_interval()
+            yield self._logged(event) if train.log_every else event
         validates = len(self.text.val) > 0 and (_due(train.eval_every, p.step) or last)
         due, best, p.unvalidated = _due(train.checkpoint_every, p.step), False, False
         looked_at, stopping = validates or due or last, self._interrupted
-        if (looked_at or stopping) and not self._finite():
+        if (looked_at or stopping) and not self.learner.finite():
             if not looked_at and train.on_divergence == "rollback":
                 # Resumed from the last checkpoint, it goes back from where it would have, anyway.
                 yield self._end("interrupted", log=False)
@@ -281,14 +203,12 @@ class Run:
         if _due(train.sample_every, p.step):
             yield self._sample()
         if best:
-            self._save("best.safetensors")
+            self.saver.save("best.safetensors", self._state())
         if last and p.finished is None:
             p.finished = "finished"
         if due or p.finished:
             yield from self._checkpoint(due)
-        if self._trouble is not None and not self._troubled:
-            self._troubled = True
-            yield self._note(f"{self._trouble}; going on, the next checkpoint tries again")
+        yield from map(self._note, self.saver.news())
         if stopping and not p.finished:
             return (yield from self._stop(saved=due))
         return False
@@ -297,6 +217,7 @@ class Run:
         """End in the middle, as asked to."""
         if not saved:
             yield from self._checkpoint(False)
+            yield from map(self._note, self.saver.news())
         yield self._end("interrupted", log=False)
         return True
 
@@ -307,71 +228,18 @@ class Run:
         except _Interrupted:
             return self._end("interrupted", log=False)
 
-    def _next_window(self) -> tuple[Piece, Inputs]:
-        """What this step reads, and its pass with the state before it."""
-        piece = self.plan.piece(self.progress.step)
-        T = len(piece.ids)
-        if len(self.window.ids) < T:  # the plan's longest was but an expectation
-            self.window = self._new_window(2 * T)
-        window = self.window.of_length(T, len(piece.targets))
-        if piece.carried:
-            window.carry(self._before, self._slot)
-        else:
-            window.set_state(None)
-        return piece, window
-
-    def _reach(self, piece: Piece, window: Inputs) -> dict[str, Any]:
-        """The `probe.Reach` of the first characters of the piece that have losses."""
-        new, model = len(piece.targets), self.model
-        T = min(new, probe.STEPS)
-        run = model.train_pass(T, self.plan.batch_size, self.config.model.dropout)
-        before, ids = piece.ids[:-new], piece.ids[-new:]
-        if len(before):
-            run.set_state(model.advance(before, window.state(0)))
-        elif run is not window:
-            run.carry(window, 0)
-        run.set_dropout_key(self.config.train.seed, self.progress.step)
-        if run not in self._reaches:
-            self._reaches[run] = probe.Reach(run)
-        return self._reaches[run].measure(ids[:T], piece.targets[:T])
-
-    def _gradients(self, piece: Piece, window: Inputs) -> tuple[float, Clipping]:
-        """Forward and backward; the window's loss and the gradient's measure."""
-        window.load(piece.ids, piece.targets, piece.weight, piece.scored)
-        if piece.ways is not None:
-            window.ways[:] = piece.ways
-        self._before, self._slot = window, piece.shift
-        window.set_dropout_key(self.config.train.seed, self.progress.step)
-        loss = window.run_gradients()
-        return loss, self.optimizer.clip()
-
     def _tune(self, seconds: float, piece: Piece) -> Iterator[Event]:
         """Choose the threads of the next step by the time of this one, unless it is a short one."""
         share = len(piece.targets) / self.plan.seq_length
         text = self.tuner.took(seconds / share) if share > 0.5 else None
         if text is not None:
-            yield {"event": "note", "step": self.progress.step, "text": text}
+            yield self._note(text)
 
     def _validate(self) -> Event:
         """Loss of the validation text."""
         p = self.progress
         nats, count = evaluate.evaluate(self.model, self.text.val, on_progress=self._look)
-        p.val_nats_per_char = nats / count
-        best = math.isfinite(nats) and (
-            p.best_val_nats_per_char is None or p.val_nats_per_char < p.best_val_nats_per_char
-        )
-        if best:
-            p.best_val_nats_per_char, p.best_step = p.val_nats_per_char, p.step
-            p.validations_since_best = 0
-        else:
-            p.validations_since_best += 1
-            patience = self.config.train.patience
-            if patience and p.validations_since_best >= patience:
-                p.finished = "patience"
-        # A loss that is not finite ends the run before anything is saved.
-        p.validations.append([p.step, p.nats_per_char, p.val_nats_per_char])
-        if len(p.validations) > MOST_VALIDATIONS:
-            p.validations = p.validations[::2]
+        best = p.validated(nats / count, self.config.train.patience)
         return self._logged(
             {
                 "event": "validation",
@@ -398,70 +266,18 @@ class Run:
 
     # -- saving ---------------------------------------------------------------------------------
 
-    def _finite(self) -> bool:
-        """Whether what a checkpoint holds is finite."""
-        arrays = [self.model.params, *self.optimizer.moments.values()]
-        return all(bool(np.isfinite(params.flat).all()) for params in arrays)
-
     def _checkpoint(self, due: bool) -> Iterator[Event]:
-        keep, p = self.config.train.keep, self.progress
-        if self.config.train.on_divergence == "rollback":
-            keep = max(keep, WAYS_BACK)
-        kept = True
-        if keep and due:
-            kept = self._save(f"step-{p.step}.safetensors")
-            checkpoint.prune(self.folder, keep)
+        p = self.progress
         ending = p.finished is not None or self._interrupted
-        if self._save("last.safetensors", ending):
+        if self.saver.checkpoint(p.step, self._state(), due, ending):
             path = self.folder / "last.safetensors"
             yield {"event": "checkpoint", "step": p.step, "path": str(path)}
-            if kept and self._trouble is not None:
-                atomic.sweep(self.folder)  # what could not be removed then
-                if self._troubled:
-                    yield self._note("saving works again")
-                self._trouble, self._troubled = None, False
 
-    def _save(self, name: str, ending: bool = False, metrics_length: int | None = None) -> bool:
-        """Save the state under a name; returns whether that worked.
+    def _state(self, metrics_length: int | None = None) -> State:
+        """What a checkpoint holds now.
 
-        If it fails, the run ends, or goes on if it is asked to and not ``ending`` anyway. A best
-        state is then kept until it can be saved. ``metrics_length``: where the metrics go on from
-        this state, if not at their end.
+        ``metrics_length``: where the metrics go on from this state, if not at their end.
         """
-        tensors, metadata = self._state(metrics_length)
-        best = name == "best.safetensors"
-        if best:
-            self._owed = None
-        try:
-            self.log.sync()
-            if self._owed is not None:
-                checkpoint.save(self.folder / "best.safetensors", *self._owed)
-                self._owed = None
-            checkpoint.save(self.folder / name, tensors, metadata)
-        except SaveError as error:
-            if ending or not self._goes_on_after(error):
-                raise
-            if best:
-                self._owed = {name: array.copy() for name, array in tensors.items()}, metadata
-            return False
-        return True
-
-    def _goes_on_after(self, error: SaveError) -> bool:
-        """Whether the run goes on without what could not be saved; if so, it is to be said."""
-        if self.config.train.on_save_error == "stop" or self.log.waiting > runlog.MOST_WAITING:
-            return False
-        if self._trouble is None:
-            self._trouble = str(error).partition("; ")[0]
-        return True
-
-    def _state(self, metrics_length: int | None) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-        """What a checkpoint holds: tensors and metadata."""
-        model, states = self.model, self._before.state(self._slot)
-        tensors = dict(model.to_torch(model.params))
-        for moment, params in self.optimizer.moments.items():
-            for tensor, array in model.to_torch(params).items():
-                tensors[f"optimizer.{moment}.{tensor}"] = array
-        tensors |= {f"state.{s}": array for s, array in states.items()}
         metadata = metadata_of(
             self.config,
             self.text.vocabulary,
@@ -470,25 +286,13 @@ class Run:
             metrics_length=self.log.length if metrics_length is None else metrics_length,
             versions=versions(),
         )
-        return tensors, metadata
+        return self.learner.tensors(), metadata
 
     def restore(self, source: checkpoint.Checkpoint) -> None:
         """Take weights, moments, hidden state and progress from a checkpoint of this run."""
-        restore(self.model, self.model.params, source, "")
-        for moment, params in self.optimizer.moments.items():
-            restore(self.model, params, source, f"optimizer.{moment}.")
-        known = {f.name for f in dataclasses.fields(Progress)}
-        progress = source.metadata["progress"]
-        shape, what = get_type_hints(Progress), f"the progress of {source.path}"
-        facts.check(progress, {n: shape[n] for n in ADDED}, what, lacking=True)
-        facts.check(progress, {**{n: shape[n] for n in known - ADDED}, **facts.PROGRESS}, what)
-        self.progress = Progress(**{name: progress[name] for name in known & set(progress)})
-        try:
-            self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
-        except (KeyError, InputError) as error:
-            fault = f"it lacks the tensor {error}" if isinstance(error, KeyError) else error
-            raise InputError(f"{source.path} is damaged: {fault}; use another one") from error
-        self._before, self._slot = self.window, 0
+        self.learner.restore(source)
+        said, what = source.metadata["progress"], f"the progress of {source.path}"
+        self.progress = Progress.from_json(said, what)
         where = f"the metadata of {source.path}"
         checked = facts.check(source.metadata, {"metrics_length": int}, where)
         self.metrics_length = checked["metrics_length"]
@@ -514,55 +318,22 @@ class Run:
         """Go back to a good state with half the learning rate.
 
         All of that is in the checkpoint that is written here: metrics follow it, as when a run is
-        resumed. The best model so far stays the best.
+        resumed.
         """
-        old, source = self.progress, self._way_back(step)
+        before, source = self.progress, way_back(self.folder, self.progress, step)
         if source is not None:
             self.restore(source)
         else:
             self._restart()
-        p = self.progress
-        p.finished = None
-        p.rollbacks = [*old.rollbacks, (step, p.step, what)]
-        if old.best_step != p.best_step:
-            p.best_val_nats_per_char, p.best_step = old.best_val_nats_per_char, old.best_step
-            p.validations_since_best = 0
-        self._save("last.safetensors", metrics_length=self.metrics_length)
+        self.progress.went_back(before, step, what)
+        self.saver.save("last.safetensors", self._state(self.metrics_length))
         self._align_metrics()
-
-    def _way_back(self, step: int) -> checkpoint.Checkpoint | None:
-        """The newest checkpoint to go back to; None is the run's start.
-
-        One with the very state that diverged is no good. Nor is one from which the run, with half
-        the rate, came no further than the last time: then it goes further back. What rollbacks
-        have cut off is not looked at. Nor is the last checkpoint, which may be of an interruption:
-        that must not change what comes of the run.
-        """
-        p = self.progress
-        before = p.step
-        if p.rollbacks and step <= p.rollbacks[-1][0]:
-            before = min(before, p.rollbacks[-1][1])
-        found = []
-        paths = [path for path in checkpoint.of_run(self.folder) if path.stem != "last"]
-        for path in paths:
-            with contextlib.suppress(InputError, LookupError, TypeError):  # a damaged one
-                (progress,) = checkpoint.read_metadata(path, "progress")
-                since = p.rollbacks[len(progress.get("rollbacks", [])) :]
-                if progress["step"] < before and all(progress["step"] <= r[1] for r in since):
-                    found.append((progress["step"], path.name != "best.safetensors", path))
-        for _, _, path in sorted(found, reverse=True):
-            with contextlib.suppress(InputError):
-                return checkpoint.load(path)
-        return None
 
     def _restart(self) -> None:
         """The state before the first step."""
         self.draw_weights()
         self.model.changed()
-        for params in self.optimizer.moments.values():
-            params.flat[:] = 0
-        self.window.set_state(None)
-        self._before, self._slot = self.window, 0
+        self.learner.forget()
         self.progress, self.metrics_length = Progress(total_steps=self.total_steps), 0
 
     def _divergence(self, what: str, step: int) -> str:
@@ -576,13 +347,8 @@ class Run:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def _logged(self, event: Event, log: bool = True, later: bool = False) -> Event:
-        if log:
-            try:
-                self.log.append(event, later=later)
-            except SaveError as error:
-                if not self._goes_on_after(error):
-                    raise
+    def _logged(self, event: Event, later: bool = False) -> Event:
+        self.saver.append(event, later)
         return event
 
     def _note(self, text: str) -> Event:
@@ -615,28 +381,21 @@ class Run:
             "learning_rate_scale": 0.5 ** (number + 1),
         }
 
-    def _step_event(self, loss: float, clipping: Clipping, rate: float) -> Event:
-        p, now = self.progress, time.perf_counter()
-        speed = self._before.count / max(now - self._tick, 1e-9)
+    def _step_event(self, loss: float, clipping: Clipping, rate: float, chars: int) -> Event:
+        now = time.perf_counter()
+        speed = chars / max(now - self._tick, 1e-9)
         self._tick = now
         self._steps_done += 1
         if self._steps_done > 1:  # the first step also loads or compiles the kernels
             self._rate += (speed - self._rate) / min(self._steps_done - 1, RATE_MEMORY)
-        clipped = clipping.scale < 1
-        p.log_steps += 1
-        p.log_nats += loss
-        p.log_clipped += clipped
-        p.gradient_steps += 1
-        p.gradient_clipped += clipped
-        p.gradient_scales += clipping.scale
         return {
             "event": "step",
-            "step": p.step,
+            "step": self.progress.step,
             "epoch": self._epoch(),
-            "chars": self._chars(),
+            "chars": self.plan.chars(self.progress.step),
             "nats_per_char": loss,
             "grad_norm": clipping.norm,
-            "clipped": float(clipped),
+            "clipped": float(clipping.scale < 1),
             "learning_rate": rate,
             "time": {
                 "seconds": self._seconds(),
@@ -645,34 +404,20 @@ class Run:
             },
         }
 
-    def _train_event(self, step: Event) -> Event:
-        p = self.progress
-        p.nats_per_char = p.log_nats / p.log_steps
-        event = step | {
-            "event": "train",
-            "nats_per_char": p.nats_per_char,
-            "clipped": p.log_clipped / p.log_steps,
-        }
-        p.log_steps, p.log_nats, p.log_clipped = 0, 0.0, 0
-        return event
-
     def _gradient_event(self, norms: dict[str, Any], reach: dict[str, Any] | None) -> Event:
         """What there is to say of this step's gradient."""
-        p, params, grads = self.progress, self.model.params, self.model.grads
+        params, grads = self.model.params, self.model.grads
         limit = self.config.train.grad_clip_value
         beyond = np.count_nonzero(np.abs(grads.flat) > limit) if limit else 0
-        event = {
+        return {
             "event": "gradients",
-            "step": p.step,
+            "step": self.progress.step,
             "epoch": self._epoch(),
             **norms,
-            "clipped": p.gradient_clipped / p.gradient_steps,
-            "clip_scale": p.gradient_scales / p.gradient_steps,
+            **self.progress.end_gradient_interval(),
             "clipped_elements": beyond / params.count,
             "reach": reach,
         }
-        p.gradient_steps, p.gradient_clipped, p.gradient_scales = 0, 0, 0.0
-        return event
 
     def _end(self, reason: str, *, log: bool = True, message: str | None = None) -> Event:
         p = self.progress
@@ -723,7 +468,7 @@ class Run:
 
     def _compile(self) -> Iterator[Event]:
         """Compile what the steps need; with a word of it, if there is anything to compile."""
-        kernels = self._kernels()
+        kernels = self.learner.kernels()
         count = jit.uncompiled(kernels)
         if count:
             how_often = "once per installation"
@@ -737,21 +482,10 @@ class Run:
 
     def uncompiled(self) -> int:
         """Kernels that the first step will have to compile."""
-        return jit.uncompiled(self._kernels())
-
-    def _kernels(self) -> Iterable[jit.Code]:
-        """The code that a step runs, each once."""
-        optimizer = self.optimizer
-        phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
-        calls = [call for phase in phases for item in phase for call in item]
-        return dict.fromkeys(part for call in calls for part in code(call))
+        return jit.uncompiled(self.learner.kernels())
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)
-
-    def _chars(self) -> int:
-        """Characters trained on so far."""
-        return self.plan.chars(self.progress.step)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -770,14 +504,3 @@ def _total_steps(config: Config, plan: Plan) -> int:
     if config.train.epoch_limit is not None:
         limits.append(plan.steps(config.train.epoch_limit))
     return min(limit for limit in limits if limit is not None)
-
-
-def versions() -> dict[str, str]:
-    """What made a checkpoint."""
-    return {
-        "charrnn": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        **jit.versions(),
-        "machine": f"{sys.platform} {platform.machine()}",
-    }

@@ -236,8 +236,10 @@ class Phases:
         setattr(owner, name, wrapped)
 
     def watch(self) -> None:
-        from charrnn import trainer
         from charrnn.kernels import jit
+        from charrnn.learner import Learner
+        from charrnn.saving import Saver
+        from charrnn.trainer import Run
 
         load, save = jit._Cache.load_overload, jit._Cache.save_overload
         depth: list[str] = []
@@ -254,11 +256,12 @@ class Phases:
             self.say(depth.pop() if depth else "compiling")
 
         jit._Cache.load_overload, jit._Cache.save_overload = load_overload, save_overload
-        for name, phase in (
-            ("_gradients", "training"), ("_validate", "validating"), ("_sample", "sampling"),
-            ("_test_loss", "testing"), ("_logged", "within a line"), ("_save", "within a save"),
+        for owner, name, phase in (
+            (Learner, "gradients", "training"), (Run, "_validate", "validating"),
+            (Run, "_sample", "sampling"), (Run, "_test_loss", "testing"),
+            (Saver, "append", "within a line"), (Saver, "save", "within a save"),
         ):  # fmt: skip
-            self.during(trainer.Run, name, phase)
+            self.during(owner, name, phase)
 
 
 def main(words: list[str]) -> None:

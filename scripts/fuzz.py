@@ -19,6 +19,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import itertools
 import json
 import os
 import random
@@ -37,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from charrnn import api, checkpoint, curves, listing, live, runlog, runs
+from charrnn import api, checkpoint, curves, listing, runlog, runs, view, watched
 from charrnn.chart import Style
 from charrnn.config import Config
 from charrnn.errors import LONGEST, CharRNNError
@@ -275,19 +276,19 @@ def use_folder(folder: Path) -> None:
     for order in listing.ORDERS:
         listing.table(listing.ordered(found, order))
     runlog.dump_json(found)
-    watched = [live.Watched(f, str(f)) for f in live.find([str(folder)])]
-    for run in watched:
+    seen = [watched.Watched(f, str(f)) for f in watched.find([str(folder)])]
+    for run in seen:
         for _ in run.news(time.monotonic() + 5):
             pass
-    views = [live.View(x, log) for x in live.AXES for log in (False, True)]
-    for view in views:
-        live.frame(watched, view, 130, 40, Style(), time.time())
-        live.frame(watched * 2, view, 70, 20, Style(), time.time())
+    for x, log in itertools.product(watched.AXES, (False, True)):
+        shown = view.View(x, log)
+        view.frame(seen, shown, 130, 40, Style(), time.time())
+        view.frame(seen * 2, shown, 70, 20, Style(), time.time())
 
 
 def use_plot(folder: Path) -> None:
     """What plot does."""
-    curves.plot([str(folder)], str(folder / "curves.svg"), live.View())
+    curves.plot([str(folder)], str(folder / "curves.svg"), view.View())
 
 
 def use_resume(folder: Path) -> None:

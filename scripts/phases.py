@@ -59,28 +59,28 @@ def phases(run: Any, step: Callable[[], object], steps: int) -> dict[str, float]
 def _parts(run: Any) -> list[tuple[str, Callable[[], object]]]:
     """A training step cut into its kernels: the column of each, and what runs it."""
     parts: list[tuple[str, Callable[[], object]]] = []
-    for phase in run.window.phases():
+    for phase in run.learner.window.phases():
         queues = [deque(item) for item in phase]
         while any(queues):  # the same kernel on all threads, in the order of each
             kernel = max(queues, key=len)[0][0]
             calls = [[q.popleft()] for q in queues if q and q[0][0] is kernel]
             parts.append((kind(kernel), run.model.team.program(calls).run))
-    clipping = run.optimizer.clip()
-    parts.append(("update", run.optimizer.clip))
-    parts.append(("update", lambda: run.optimizer.step(1e-3, 1, clipping)))
+    clipping = run.learner.optimizer.clip()
+    parts.append(("update", run.learner.optimizer.clip))
+    parts.append(("update", lambda: run.learner.optimizer.step(1e-3, 1, clipping)))
     return parts
 
 
 def _loop_products(run: Any) -> list[Any]:
     """Calls of the recurrent products of all layers alone, on the window's own arrays."""
-    items: list[Any] = [[] for _ in run.window.shares]
-    for k, w in zip(run.window.stack.k, run.window.window.w, strict=True):
+    items: list[Any] = [[] for _ in run.learner.window.shares]
+    for k, w in zip(run.learner.window.stack.k, run.learner.window.window.w, strict=True):
         h, dh, gates = w["h"][:-1], w["dh"], w["gates"]
         for name in (n for n in k if n.startswith("Wh") and n + "T" in k):
             back = k[name + "T"]
             N = back.shape[1] * (1 if back.dtype == h.dtype else 2)  # pairs of bfloat16
             bias = np.zeros(N, h.dtype)
-            for item, part in zip(items, run.window.shares, strict=True):
+            for item, part in zip(items, run.learner.window.shares, strict=True):
                 item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, part.code)))
                 item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, part.code)))
     return items

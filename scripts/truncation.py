@@ -107,9 +107,8 @@ def epoch_gradient(run: Run, epoch: int) -> tuple[np.ndarray, float]:
     total = np.zeros(run.model.grads.flat.size)
     square = weights = 0.0
     for step in range(run.plan.steps(epoch), run.plan.steps(epoch + 1)):
-        run.progress.step = step
-        piece, window = run._next_window()
-        run._gradients(piece, window)
+        piece = run.plan.piece(step)
+        run.learner.gradients(piece, run.learner.window_of(piece), step)
         # A step's gradient is of the mean loss; what adds up to the text's is that times its size.
         weight = piece.scored / run.plan.batch_size
         gradient = run.model.grads.flat.astype(np.float64) * (weight / piece.weight)

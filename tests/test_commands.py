@@ -185,12 +185,12 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 SLOW = """
 import time
-from charrnn import trainer
 from charrnn.cli import cli
+from charrnn.learner import Learner
 
-fast = trainer.Run._gradients
+fast = Learner.gradients
 slow = lambda *args: (print("step", flush=True), time.sleep(60), fast(*args))[-1]
-trainer.Run._gradients = slow
+Learner.gradients = slow
 cli(["train", "book.txt", "--out-dir", "run"], prog_name="charrnn")
 """
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from charrnn import curves, live
+from charrnn import curves, watched
 from charrnn.cli import cli
 from charrnn.commands.plot import AXES
 from charrnn.config import Config
-from charrnn.live import View, Watched
-
-LN2 = live.LN2
+from charrnn.view import LN2, View
+from charrnn.watched import Watched
 
 
 def make(folder, steps=40, validations=True, **options):
@@ -166,4 +165,4 @@ def test_wrong_input(tmp_path, monkeypatch):
 
 
 def test_the_axes_that_can_be_chosen():
-    assert live.AXES == AXES
+    assert watched.AXES == AXES

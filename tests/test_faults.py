@@ -32,6 +32,7 @@ from charrnn.cli import cli  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
+from charrnn.learner import Learner  # noqa: E402
 from charrnn.model import Model  # noqa: E402
 from charrnn.trainer import Event, Run  # noqa: E402
 
@@ -250,7 +251,7 @@ def test_a_best_model_waits_for_the_disk_while_the_run_trains_on(
                 if event["step"] == 5:
                     assert not (folder / "best.safetensors").exists()
             if event["event"] == "validation" and event["step"] == 4:
-                want = {name: array.tobytes() for name, array in run._state(None)[0].items()}
+                want = {name: array.tobytes() for name, array in run.learner.tensors().items()}
             if event["event"] == "checkpoint" and event["step"] == 5:
                 best = checkpoint.load(folder / "best.safetensors")
                 assert best.metadata["progress"]["step"] == 4
@@ -541,16 +542,16 @@ class Diverging:
     """Makes the loss of given steps not finite, each once, in this order."""
 
     def __init__(self, patch: pytest.MonkeyPatch, *steps: int) -> None:
-        left, gradients = list(steps), Run._gradients
+        left, gradients = list(steps), Learner.gradients
 
-        def broken(run: Run, *arguments: Any) -> Any:
-            loss, clipping = gradients(run, *arguments)
-            if left and run.progress.step + 1 == left[0]:
+        def broken(learner: Learner, piece: Any, window: Any, step: int) -> Any:
+            loss, clipping = gradients(learner, piece, window, step)
+            if left and step + 1 == left[0]:
                 del left[0]
                 return float("nan"), clipping
             return loss, clipping
 
-        patch.setattr(Run, "_gradients", broken)
+        patch.setattr(Learner, "gradients", broken)
 
 
 def ways(folder: Path) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ROOT, run_python
 
-from charrnn import api, checkpoint, facts, listing, live, runlog, runs
+from charrnn import api, checkpoint, facts, listing, runlog, runs, watched
 from charrnn.config import Config, ModelConfig
 from charrnn.errors import LONGEST, CharRNNError, InputError, SaveError
 from charrnn.model import Model
@@ -113,7 +113,7 @@ def test_pipes_and_devices_are_not_waited_for(name: str, kind: str, run: Path) -
     for use in (
         lambda: runs.resume(str(run), (), {"max_steps": 6}).events(),
         lambda: api.load(run).sample("a", length=3, seed=1),
-        lambda: [list(live.Watched(f, "a").news()) for f in live.find([str(run)])],
+        lambda: [list(watched.Watched(f, "a").news()) for f in watched.find([str(run)])],
     ):
         try:
             for _ in use():

@@ -1,12 +1,10 @@
-"""Watching runs from outside: files that grow, are cut and vanish; the screen; the terminal."""
+"""Watching runs from outside: lines, the terminal, the view beside a trainer."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
 import io
-import json
-import math
 import os
 import re
 import select
@@ -20,444 +18,34 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from watching import (
+    END,
+    HISTORY,
+    PLAIN,
+    SAID,
+    SAMPLE,
+    START,
+    overfitting,
+    run_folder,
+    text_of,
+    train,
+    validation,
+)
 
 from charrnn import live, runlog
 from charrnn.chart import Style
 from charrnn.cli import cli
 from charrnn.errors import InputError
-from charrnn.live import Follower, Table, View, Watched
+from charrnn.view import View
+from charrnn.watched import Watched
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 60  # seconds
-PLAIN = Style(unicode=False, colour=False)
-CONFIG = {"model": {"model": "gru", "num_layers": 2, "hidden_size": 8}, "train": {"grad_clip": 0.5}}
-START = {
-    "event": "start",
-    "step": 0,
-    "schema": 1,
-    "total_steps": 400,
-    "steps_per_epoch": 100,
-    "parameters": 12345,
-    "batch_size": 10,
-    "seq_length": 20,
-}
-
-
-def train(step, nats=2.0, seconds=None, **more):
-    return {
-        "event": "train",
-        "step": step,
-        "epoch": step / 100,
-        "chars": step * 200,
-        "nats_per_char": nats,
-        "grad_norm": 0.25,
-        "clipped": 0.5,
-        "learning_rate": 1e-3,
-        "time": {"seconds": step / 10 if seconds is None else seconds, "chars_per_second": 1000.0},
-    } | more
-
-
-def validation(step, nats, best=None, best_step=None):
-    return {
-        "event": "validation",
-        "step": step,
-        "epoch": step / 100,
-        "val_nats_per_char": nats,
-        "best": best is None,
-        "best_val_nats_per_char": nats if best is None else best,
-        "best_step": best_step or step,
-        "time": {"seconds": step / 10},
-    }
-
-
-SAMPLE = {"event": "sample", "step": 200, "text": "It was \x1b[2Jred\nand then"}
-END = {
-    "event": "end",
-    "step": 400,
-    "reason": "finished",
-    "test_nats_per_char": None,
-    "time": {"seconds": 40.0},
-}
-HISTORY = [
-    START,
-    *(train(i, 4 - i / 200) for i in range(10, 101, 10)),
-    validation(100, 3.75),
-    *(train(i, 4 - i / 200) for i in range(110, 201, 10)),
-    validation(200, 3.5),
-    SAMPLE,
-]
-
-
-def text_of(events):
-    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "runs" / "book"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"config": CONFIG}), encoding="utf-8")
-    (folder / "metrics.jsonl").write_bytes(text_of(HISTORY))
-    return folder
-
-
-def watched(folder, name="book"):
-    run = Watched(folder, name)
-    for _ in run.news():
-        pass
-    return run
-
-
-FIRST = View()
-
-
-def screen(folder, view=FIRST, width=80, height=24, style=PLAIN):
-    run = watched(folder)
-    lines = live.frame([run], view, width, height, style, run.follower.written)
-    assert [len(line) for line in lines] == [width] * height
-    return [line.rstrip() for line in lines]
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-def test_a_file_that_grows(tmp_path):
-    path = tmp_path / "m"
-    path.write_bytes(b"one\ntwo\nthr")
-    follower = Follower(path)
-    assert follower.read() == [b"one", b"two"]
-    assert follower.read() == []
-    with open(path, "ab") as file:
-        file.write(b"ee\n\nfour\n")
-    assert follower.read() == [b"three", b"", b"four"]
-    assert follower.size == follower.place == path.stat().st_size
-
-
-def test_a_file_that_is_cut_begins_anew(tmp_path):
-    path = tmp_path / "m"
-    path.write_bytes(b"one\ntwo\nthree\n")
-    follower = Follower(path)
-    follower.read()
-    with open(path, "r+b") as file:
-        file.truncate(4)
-    assert follower.read() is None
-    assert follower.read() == [b"one"]
-
-
-def test_a_file_that_was_cut_and_has_grown_beyond_begins_anew(tmp_path):
-    path = tmp_path / "m"
-    path.write_bytes(b"one\ntwo\nthree\n")
-    follower = Follower(path)
-    follower.read()
-    path.write_bytes(b"one\nTWO\nTHREE\nfour\nfive\n")
-    assert follower.read() is None
-    assert follower.read() == [b"one", b"TWO", b"THREE", b"four", b"five"]
-
-
-def test_a_line_without_end_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "BLOCK", 10)
-    path = tmp_path / "m"
-    path.write_bytes(b"x" * 25 + b"\none\n")
-    follower = Follower(path)
-    assert [follower.read() for _ in range(4)] == [[b"x" * 10], [b"x" * 10], [b"xxxxx", b"one"], []]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        b"{",
-        b"",
-        b"[1",
-        b"2]",
-        b"7",
-        b"null",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        b'{"event": "train"}',
-        b'{"event": ["train"], "step": 1}',
-        b'{"event": "train", "step": Infinity}',
-        json.dumps(train(5) | {"chars": "many"}).encode(),
-        json.dumps(train(5) | {"time": {"seconds": None, "chars_per_second": 1}}).encode(),
-        json.dumps(train(5) | {"chars": 10**400}).encode(),
-    ],
-)
-def test_bad_lines_are_counted_and_left_out(folder, bad):
-    good = text_of([START, train(10)]), text_of([train(20)])
-    (folder / "metrics.jsonl").write_bytes(good[0] + bad + b"\n" + good[1])
-    run = watched(folder)
-    assert (run.bad, run.training["steps"]) == (1, [10, 20])
-    assert screen(folder)[0].endswith("bad lines: 1")
-
-
-def test_events_of_a_newer_version_are_left_out(folder):
-    (folder / "metrics.jsonl").write_bytes(text_of([START, {"event": "moon", "step": 1}]))
-    assert watched(folder).bad == 0
-
-
-def test_another_schema_is_refused(folder):
-    (folder / "metrics.jsonl").write_bytes(text_of([START | {"schema": 2}]))
-    with pytest.raises(InputError, match=r"has schema 2; this charrnn reads 1: upgrade charrnn"):
-        watched(folder)
-
-
-def test_a_million_rows_stay_few():
-    table = Table("x", "y")
-    for i in range(1_000_000):
-        table.append((float(i), i % 2))
-    assert Table.LIMIT / 2 <= len(table["x"]) <= Table.LIMIT + 1
-    assert sum(table["x"]) / len(table["x"]) == pytest.approx(499_999.5, rel=1e-3)
-    assert set(table["y"]) == {0.5}
-    assert table.last == {"x": 999_999.0, "y": 1}
-    assert table["x"] == sorted(table["x"])
-
-
-def test_the_newest_rows_of_a_long_table_are_seen():
-    table = Table("x")
-    for i in range(Table.LIMIT + 1):
-        table.append((float(i),))
-    assert table["x"][-1] == Table.LIMIT  # not yet a full mean
-
-
-# --- one run -------------------------------------------------------------------------------------
-
-
-def test_a_run_is_followed_through_its_life(folder):
-    path, run = folder / "metrics.jsonl", watched(folder)
-    assert run.step == 200 and run.best == {"nats": 3.5, "step": 200}
-    assert (run.clip, run.about) == (0.5, "gru 2x8")
-
-    with open(path, "ab") as file:
-        file.write(text_of([train(210)])[:-20])  # torn
-    assert list(run.news()) == []
-
-    path.write_bytes(text_of([*HISTORY[:11], train(110, 1.0, seconds=0.5)]))  # resumed
-    assert next(run.news()) is None
-    list(run.news())
-    assert run.step == 110 and run.best == {} and run.sample == {}
-    assert run.training["time"][-2:] == [10.0, 10.5]  # over both sessions
-
-    path.unlink()
-    assert list(run.news()) == [] and run.state(time.time()) == "deleted"
-    assert run.step == 110
-
-    path.write_bytes(text_of([START]))
-    assert next(run.news()) is None
-    list(run.news())
-    assert run.step == 0 and run.trouble == ""
-
-
-def test_states(folder):
-    path = folder / "metrics.jsonl"
-    run = watched(folder)
-    written = run.follower.written
-    assert run.state(written + 3) == "running, 40 s left"
-    assert run.state(written + 300) == "no news for 5 min 00 s"
-    assert run.interval == pytest.approx(1.0, rel=0.05)
-    path.write_bytes(text_of([*HISTORY, END]))
-    assert watched(folder).state(written + 300) == "finished after 40 s"
-    path.write_bytes(text_of([*HISTORY, END, START | {"total_steps": 800}, train(410)]))
-    assert watched(folder).state(time.time()).startswith("running")
-    path.write_bytes(text_of([*HISTORY, END, train(410)]))  # more --patience: no start is written
-    assert watched(folder).state(time.time()).startswith("running")
-    path.unlink()
-    assert watched(folder).state(time.time()) == "waiting for its first line"
-
-
-def test_reading_a_long_file_does_not_block(folder, monkeypatch):
-    monkeypatch.setattr(live, "BLOCK", 500)
-    run = Watched(folder, "book")
-    assert len(list(run.news(deadline=0.0))) == 2  # a block
-    assert run.unread and run.state(time.time()).startswith("reading ")
-    assert len(list(run.news())) == len(HISTORY) - 2 and not run.unread
-
-
-def test_which_run(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    other = tmp_path / "runs" / "deep" / "other"
-    other.mkdir(parents=True)
-    (other / "metrics.jsonl").write_bytes(b"")  # no checkpoint yet
-    os.utime(folder / "metrics.jsonl", (1, 1))
-    assert live.find([]) == [Path("runs/deep/other")]
-    os.utime(other / "metrics.jsonl", (0, 0))
-    assert live.find([]) == [Path("runs/book")]
-    names = ["runs/book", "runs/book/metrics.jsonl", "runs/deep/other"]
-    assert live.find(names) == [Path("runs/book"), Path("runs/deep/other")]
-
-
-def test_what_cannot_be_watched_is_one_line(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken" / "metrics.jsonl").mkdir(parents=True)
-    for arguments, message in (
-        (["nothing"], "nothing does not exist: name the folder of a run"),
-        (["runs"], "runs holds no run: name the folder that charrnn train made"),
-        (["broken"], "cannot read the metrics broken.metrics.jsonl: .*; allow reading it"),
-    ):
-        result = CliRunner().invoke(cli, ["monitor", *arguments])
-        assert result.exit_code == 2 and result.stdout == ""
-        assert re.fullmatch(f"Error: {message}\n", result.stderr)
-    monkeypatch.chdir(folder)
-    result = CliRunner().invoke(cli, ["monitor"])
-    assert result.stderr.startswith("Error: there are no runs below runs: make one with ")
-
-
-# --- the screen ----------------------------------------------------------------------------------
-
-
-def test_a_screen_of_80_columns(folder):
-    assert screen(folder) == [
-        " book  gru 2x8, 12,345 parameters                            running, 40 s left",
-        " nats per character   .. training   o validation",
-        "    |.......",
-        " 3.8+       ........",
-        "    |               .......             o",
-        " 3.6+                      ............",
-        "    |                                  ........                                o",
-        " 3.4+                                          ............",
-        " 3.2+                                                      .......",
-        "    |                                                             ........",
-        " 3.0+                                                                     ......",
-        "    +----------------+------------------+-------------------+-------------------",
-        "                    50                 100                 150             steps",
-        " step          200 of 400, epoch 2.0 of 4.0",
-        " training      3.000 nats/char  4.328 bits/char  perplexity 20.1",
-        " validation    3.500 nats/char  5.049 bits/char  perplexity 33.1  step 200",
-        " best          3.500 nats/char  5.049 bits/char  perplexity 33.1  step 200",
-        " learning rate 0.001                                   ====================",
-        " gradient norm 0.25, clip 0.5, 50% of steps clipped    ====================",
-        " speed         1,000 characters/s                      ====================",
-        " sample at step 200",
-        " It was ?[2Jred",
-        " and then",
-        " q quit   x axis: steps   l linear   u nats   ? hide this line",
-    ]
-
-
-def test_keys_change_the_axes(folder):
-    view = View()
-    assert view.pressed("z") == view
-    assert [(view := view.pressed("x")).x for _ in range(3)] == ["characters", "time", "steps"]
-    assert screen(folder, view)[12].endswith(" steps")
-    assert screen(folder, view.pressed("x"))[12].endswith(" characters")
-    assert screen(folder, view.pressed("x").pressed("x"))[12].endswith(" seconds")
-    bits = screen(folder, view.pressed("u"))
-    assert bits[1].startswith(" bits per character") and bits[3].startswith(" 5.5+")
-    assert "l logarithmic" in screen(folder, view.pressed("l"))[-1]
-    assert " q quit " in screen(folder)[-1]
-    assert "and then" in screen(folder, view.pressed("?"))[-1]
-
-
-def test_long_times_are_in_longer_units(folder):
-    events = [START, *(train(i, seconds=i * 600.0) for i in (10, 20, 30))]
-    (folder / "metrics.jsonl").write_bytes(text_of(events))
-    assert any(line.endswith(" hours") for line in screen(folder, View(x="time")))
-
-
-def test_the_clip_threshold_is_drawn_where_there_is_room(folder):
-    assert any("- clip 0.5" in line for line in screen(folder, width=200, height=50))
-    assert any("clip 0.5, 50% of steps clipped" in line for line in screen(folder))
-
-
-def test_text_cannot_move_the_cursor(folder):
-    lines = screen(folder)
-    assert " It was ?[2Jred" in lines and not any("\x1b" in line for line in lines)
-
-
-@pytest.mark.parametrize("events", [[], [START], [validation(1, 2.0)], HISTORY], ids=len)
-@pytest.mark.parametrize("view", [View(), View("time", log=True, bits=True, help=False)])
-def test_any_size_is_filled(folder, events, view):
-    (folder / "metrics.jsonl").write_bytes(text_of(events))
-    one, two = watched(folder), watched(folder, "日本" * 30)
-    for width in (1, 2, 10, 33, 79, 80, 121, 200):
-        for height in (1, 2, 5, 8, 13, 24, 50):
-            for runs in ([one], [two], [one, two]):
-                lines = live.frame(runs, view, width, height, Style(colour=False), time.time())
-                assert [live.columns_of(line) for line in lines] == [width] * height
-
-
-def test_several_runs_are_overlaid(folder):
-    runs = [watched(folder, "tall"), watched(folder, "small")]
-    now = runs[0].follower.written
-    lines = [line.rstrip() for line in live.frame(runs, View(), 80, 24, PLAIN, now)]
-    assert lines[0] == " 2 runs, 2 running"
-    assert lines[1] == " nats per character (capitals: validation)   a tall   b small"
-    assert lines[-7:-4] == [
-        "          step  training  validation   best  at step  nats/char",
-        " a tall    200     3.000       3.500  3.500      200  running, 40 s left",
-        " b small   200     3.000       3.500  3.500      200  running, 40 s left",
-    ]
-    coloured = "\n".join(live.frame(runs, View(), 80, 24, Style(), now))
-    assert "\x1b[36m⠤⠤ tall\x1b[0m" in coloured and "\x1b[33m⠤⠤ small\x1b[0m" in coloured
-
-
-def test_numbers_that_are_not_finite(folder):
-    events = [START, train(10), train(20, None, grad_norm=None), validation(20, None, 2.0, 10)]
-    (folder / "metrics.jsonl").write_bytes(text_of(events))
-    lines = screen(folder)
-    assert any("validation    nan nats/char" in line for line in lines)
-    assert math.isnan(watched(folder).training["nats"][-1])
-
-
-# --- advice --------------------------------------------------------------------------------------
-
-OVERFIT = [2.5, 2.2, 2.0, 1.9, 1.8, 1.7, 1.9, 2.0, 2.1, 2.2]
-SAID = (
-    "overfitting since step 300: validation rose from 1.700 to 2.200 nats/char while training "
-    "fell to 2.560; try more --dropout (now 0.4) or a smaller --hidden-size (now 8), or stop "
-    "earlier (--patience 3)"
-)
-
-
-@pytest.fixture
-def overfit(folder):
-    events = [START | {"steps_per_epoch": 50}]
-    for i, nats in enumerate(OVERFIT, 1):
-        events += [train(step, 4 - 0.003 * step) for step in range(50 * i - 40, 50 * i + 1, 10)]
-        events.append(validation(50 * i, nats, 1.7, 300))
-    (folder / "metrics.jsonl").write_bytes(text_of(events))
-    return folder
-
-
-def test_advice_while_a_run_goes_on(overfit):
-    lines = screen(overfit)
-    first = next(i for i, line in enumerate(lines) if line.startswith(" advice"))
-    assert lines[first : first + 4] == [
-        " advice        overfitting since step 300: validation rose from 1.700 to 2.200",
-        "               nats/char while training fell to 2.560; try more --dropout (now",
-        "               0.4) or a smaller --hidden-size (now 8), or stop earlier",
-        "               (--patience 3)",
-    ]
-    assert lines[first - 1].startswith(" speed")
-    assert any(" " + SAID in line for line in screen(overfit, width=240, height=50))
-
-
-def test_advice_leaves_room_for_the_curves(overfit, monkeypatch):
-    monkeypatch.setattr(live.advice, "advice", lambda *_: ["so " * 200, "long " * 200])
-    for width, height in ((80, 24), (40, 12), (200, 50), (10, 5), (80, 2)):
-        lines = screen(overfit, width=width, height=height)
-        assert sum("so so" in line for line in lines) <= height // 6
-    assert sum("⠤" in line or "." in line for line in screen(overfit)[:12]) > 5
-
-
-def test_no_advice_without_a_config(overfit):
-    (overfit / "config.json").unlink()
-    assert not any("advice" in line for line in screen(overfit))
-
-
-def test_advice_is_that_of_the_newest_numbers(overfit):
-    run = watched(overfit)
-    assert run.advice == [SAID] and run.advice is run.advice
-    with open(overfit / "metrics.jsonl", "ab") as file:
-        file.write(text_of([train(510, 2.4), validation(550, 1.6)]))
-    for _ in run.news():
-        pass
-    assert run.advice == []
-
-
-def test_advice_in_lines(overfit):
-    with open(overfit / "metrics.jsonl", "ab") as file:
-        file.write(text_of([END | {"step": 500, "time": {"seconds": 60.0}}]))
-    result = CliRunner().invoke(cli, ["monitor", str(overfit)])
-    assert result.stdout.splitlines()[-2:] == ["finished after 1 min 00 s", f"advice: {SAID}"]
+    return run_folder(tmp_path)
 
 
 # --- lines ---------------------------------------------------------------------------------------
@@ -911,17 +499,18 @@ BUSY = """
 import hashlib, os, sys
 from charrnn import terminal
 from charrnn.cli import cli
-from charrnn.trainer import Run
+from charrnn.learner import Learner
 
-fast = Run._gradients
+fast = Learner.gradients
 
-def busy(run, *arguments):  # as a long kernel is: C code in which no handler of Python's is run
-    if terminal._screen is not None and run.progress.step == 5:
+def busy(learner, piece, window, step):
+    # As a long kernel is: C code in which no handler of Python's is run.
+    if terminal._screen is not None and step == 5:
         os.write(2, b"busy")
         hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-    return fast(run, *arguments)
+    return fast(learner, piece, window, step)
 
-Run._gradients = busy
+Learner.gradients = busy
 cli(sys.argv[1:], prog_name="charrnn")
 """
 
@@ -1010,3 +599,10 @@ def test_beside_a_trainer_every_step_counts(screens, folder, monkeypatch):
     monkeypatch.setattr(live, "frame", lambda runs, *rest: steps.append(runs[0].step) or [])
     passed_on([START, *map(step, range(301, 305)), END], folder)
     assert steps[-1] == 304
+
+
+def test_advice_in_lines(folder):
+    with open(overfitting(folder) / "metrics.jsonl", "ab") as file:
+        file.write(text_of([END | {"step": 500, "time": {"seconds": 60.0}}]))
+    result = CliRunner().invoke(cli, ["monitor", str(folder)])
+    assert result.stdout.splitlines()[-2:] == ["finished after 1 min 00 s", f"advice: {SAID}"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from charrnn import monitor
+from charrnn import monitor, words
 
 LN2 = math.log(2)
 START = {
@@ -363,7 +363,7 @@ def test_the_time_left_is_brief_in_the_short_bar(seconds, text):
     assert re.search(rf"k/s {text} grad 0\.5\r", stream.getvalue())
 
 
-@pytest.mark.parametrize("reason", monitor.REASONS)
+@pytest.mark.parametrize("reason", words.REASONS)
 def test_no_line_of_a_long_run_is_longer_than_80_columns(reason):
     best = validation(1_500_000, math.log(123.4))
     worse = validation(1_500_000, math.log(1e300), best=False)
@@ -409,7 +409,7 @@ def test_quiet_shows_nothing_and_returns_the_end(capsys):
     ],
 )
 def test_units(nats, text):
-    assert monitor.units(nats) == text
+    assert words.units(nats) == text
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_units(nats, text):
     [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (11222, "3 h 07 min")],
 )
 def test_duration(seconds, text):
-    assert monitor.duration(seconds) == text
+    assert words.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

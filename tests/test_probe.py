@@ -64,13 +64,13 @@ def test_norms_of_gradient_update_and_weights(tmp_path: Path) -> None:
     options = dict(optimizer="sgd", weight_decay=0.0, lr_schedule="constant", warmup_steps=0)
     run = begin(tmp_path / "run", log_gradients=1, learning_rate=0.5, grad_clip=0.1, **options)
     scales: list[float] = []
-    step = run.optimizer.step
+    step = run.learner.optimizer.step
 
     def spy(rate: float, number: int, clipping: Clipping) -> None:
         scales.append(clipping.scale)
         step(rate, number, clipping)
 
-    run.optimizer.step = spy  # type: ignore[method-assign]
+    run.learner.optimizer.step = spy  # type: ignore[method-assign]
     for event in run.events():
         if event["event"] != "gradients":
             continue

@@ -167,7 +167,23 @@ CORE = {
     },
     "tensorboard": {"errors"},
     "completion": set(),
-    "details": {"kernels", "model", "threads", "trainer"},
+    "progress": {"facts"},
+    "learner": {
+        "api",
+        "checkpoint",
+        "config",
+        "errors",
+        "kernels",
+        "model",
+        "optim",
+        "passes",
+        "probe",
+        "recompute",
+        "sliding",
+        "truncation",
+    },
+    "saving": {"atomic", "checkpoint", "config", "errors", "kernels", "progress", "runlog"},
+    "details": {"kernels", "model", "saving", "threads"},
     "plots": {"atomic", "errors", "gradients"},
     "laboratory": {
         "api",
@@ -185,9 +201,10 @@ CORE = {
     "advice": {"config", "errors", "runlog", "table"},
     "memorised": {"config", "errors", "sampling", "vocab"},
     "table": set(),
-    "monitor": {"advice", "errors"},
+    "words": set(),
+    "monitor": {"advice", "words"},
     "options": {"config", "errors"},
-    "curves": {"advice", "chart", "checkpoint", "config", "errors", "live", "plots"},
+    "curves": {"advice", "chart", "checkpoint", "config", "errors", "plots", "view", "watched"},
     "child": set(),
     "peer": {"config"},
     "tuner": {"threads"},
@@ -203,7 +220,9 @@ CORE = {
         "vocab",
     },
     "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
-    "live": {"advice", "chart", "config", "errors", "monitor", "runlog", "table", "terminal"},
+    "watched": {"advice", "config", "errors", "runlog", "table", "words"},
+    "view": {"chart", "watched", "words"},
+    "live": {"runlog", "terminal", "view", "watched", "words"},
 }
 
 
@@ -236,7 +255,7 @@ def test_nobody_names_a_cell_but_its_file() -> None:
 def test_who_talks_is_imported_by_nobody_below() -> None:
     users = {path.name for path in FILES if ours(path) & {"cli", "monitor"}}
     commands = {path.name for path in (PACKAGE / "commands").glob("*.py")}
-    assert users <= {"cli.py", "live.py", "__main__.py"} | commands
+    assert users <= {"cli.py", "__main__.py"} | commands
 
 
 def test_imports_have_no_cycle() -> None:

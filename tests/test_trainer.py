@@ -214,7 +214,7 @@ def test_teams_of_any_size_take_turns(bptt: str, tmp_path: Path) -> None:
     sizes = itertools.cycle((7, 2, 1, 3))
     for event in run.events():
         if event["event"] == "step":
-            assert run._before.threads == run.model.team.size
+            assert run.learner._last.threads == run.model.team.size
             run.model.team.resize(next(sizes))
     assert tensors(tmp_path / "many") == tensors(tmp_path / "one")
     assert metrics(tmp_path / "many") == metrics(tmp_path / "one")
@@ -611,7 +611,7 @@ def test_checkpoints_list_so_many_validations(
 ) -> None:
     """All of a long run would make them larger and larger, and then too large to be read."""
     listed = checkpoint.load(whole / "last.safetensors").metadata["progress"]["validations"]
-    monkeypatch.setattr(trainer, "MOST_VALIDATIONS", 4)
+    monkeypatch.setattr("charrnn.progress.MOST_VALIDATIONS", 4)
     options = EVERY | {"eval_every": 1, "patience": 0}
     end(go(begin(tmp_path / "one", **options)))
     go(begin(tmp_path / "two", **options), until=17)
@@ -978,7 +978,7 @@ def test_without_new_characters_the_model_is_the_same(parent: Path, tmp_path: Pa
         run = begin(folder, TEXT[200:1200], init_from=parent, on_unknown=on_unknown)
         weights = api.load(parent).model.params.flat
         assert run.model.params.flat.tobytes() == weights.tobytes()
-        assert not any(m.flat.any() for m in run.optimizer.moments.values())
+        assert not any(m.flat.any() for m in run.learner.optimizer.moments.values())
         assert run.progress.step == 0
 
 

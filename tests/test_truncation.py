@@ -23,6 +23,7 @@ from charrnn import recompute
 from charrnn.config import Config, DataConfig
 from charrnn.data import Streams
 from charrnn.errors import InputError
+from charrnn.learner import Learner
 from charrnn.model import Model
 from charrnn.recompute import Recomputed, segment_length, train_pass
 from charrnn.sliding import Sliding
@@ -57,9 +58,8 @@ def epoch_gradient(run: Run) -> naive.Arrays:
     """The gradient of an epoch's summed losses, as the trainer's steps see it."""
     total = {name: np.zeros(a.shape) for name, a in run.model.grads.views.items()}
     for step in range(run.plan.steps(1)):
-        run.progress.step = step
-        piece, window = run._next_window()
-        run._gradients(piece, window)
+        piece = run.plan.piece(step)
+        run.learner.gradients(piece, run.learner.window_of(piece), step)
         count = piece.scored / piece.weight
         for name, a in run.model.grads.views.items():
             total[name] += a * count
@@ -229,10 +229,9 @@ def test_threads_do_not_show(bptt: str) -> None:
 def weights_after(epochs: int, **options: Any) -> np.ndarray:
     run = run_of("lstm", num_layers=2, dropout=0.3, dtype="float32", epochs=epochs, **options)
     for step in range(run.total_steps):
-        run.progress.step = step
-        _, clipping = run._gradients(*run._next_window())
-        run.optimizer.step(0.1, step + 1, clipping)
-        run.model.changed()
+        piece = run.plan.piece(step)
+        _, clipping = run.learner.gradients(piece, run.learner.window_of(piece), step)
+        run.learner.update(0.1, step + 1, clipping)
     return run.model.params.flat.copy()
 
 
@@ -463,9 +462,8 @@ def test_documents_train_as_each_alone() -> None:
     run = run_of("lstm", bptt="full", batch_size=3, **DEEP)
     documents = (0, 9, 30)
     steps, _ = plan(run.config.data, IDS, documents)
-    run.plan = steps
-    run.window = run._new_window(steps.longest)
-    run._gradients(*run._next_window())
+    learner, piece = Learner(run.model, run.config, steps), steps.piece(0)
+    learner.gradients(piece, learner.window_of(piece), 0)
     got = {name: a * steps.piece(0).scored for name, a in run.model.grads.views.items()}
     want = {name: np.zeros(a.shape) for name, a in got.items()}
     for begin, end in ((0, 9), (9, 30), (30, len(IDS))):

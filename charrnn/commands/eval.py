@@ -14,6 +14,7 @@ from charrnn import monitor
 from charrnn.commands import echo, note, print_json, tell_details, verbose
 from charrnn.config import flag
 from charrnn.options import as_json, count_option, given_of, on_unknown
+from charrnn.words import units
 
 if TYPE_CHECKING:
     from charrnn.api import LanguageModel
@@ -140,9 +141,9 @@ def _print_scores(lm: LanguageModel, scores: Mapping[str, Any], as_json: bool) -
     for name in ("ngram", "xz"):
         if f"{name}_bits_per_char" in scores:
             nats = scores[f"{name}_bits_per_char"] * math.log(2)
-            echo(f"  {dict(ngram='5-gram').get(name, name):<6}  {monitor.units(nats)}")
+            echo(f"  {dict(ngram='5-gram').get(name, name):<6}  {units(nats)}")
 
 
 def _units(scores: Mapping[str, Any]) -> str:
     nats = scores["bits_per_char"] * math.log(2)
-    return f"{monitor.units(nats)}  {scores['bits_per_byte']:.4g} bits/byte"
+    return f"{units(nats)}  {scores['bits_per_byte']:.4g} bits/byte"

@@ -25,6 +25,6 @@ def plot(runs: tuple[str, ...], output: str, x: str, log: bool, bits: bool) -> N
     charrnn plot runs/lstm runs/gru -o curves.svg
     """
     from charrnn import curves
-    from charrnn.live import View
+    from charrnn.view import View
 
     curves.plot(runs, output, View(x, log, bits))
