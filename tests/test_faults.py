@@ -306,7 +306,9 @@ def test_what_could_not_be_removed_is_removed_when_saving_works_again(
 
 
 def charrnn(*words: object, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more.pop("env", {})
+    # Within a limit on the size of files CPython writes torn bytecode, and fails of it ever after.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= more.pop("env", {})
     return subprocess.run(
         [sys.executable, "-m", "charrnn", *map(str, words)],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, **more,
