@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -238,7 +239,7 @@ def are_files(sources: Sequence[str]) -> bool:
 
     A checkpoint that names them may come from anywhere.
     """
-    return all(Path(source).is_file() or Path(source).is_dir() for source in sources)
+    return all(os.path.isfile(source) or os.path.isdir(source) for source in sources)
 
 
 def described(source: checkpoint.Checkpoint) -> tuple[Config, Vocabulary]:

@@ -38,14 +38,22 @@ def check(path: str | Path, option: str) -> None:
         raise InputError(f"{option} {path} is a folder: name a file in it")
     if not os.path.isdir(path.absolute().parent):
         raise InputError(f"{option} {path}: there is no such folder, make it first")
-    trial = _temporary(path)
     try:
-        open(trial, "wb").close()
-        trial.unlink()
+        _try(_temporary(path))
     except OSError as error:
         raise InputError(
             f"{option} {path} cannot be written: {error.strerror}; name a file in a folder of yours"
         ) from error
+
+
+def try_folder(folder: Path) -> None:
+    """OSError if no file can be made in a folder."""
+    _try(_temporary(folder / "trial"))
+
+
+def _try(temporary: Path) -> None:
+    open(temporary, "wb").close()
+    temporary.unlink(missing_ok=True)  # somebody may have swept
 
 
 def write(path: str | Path, content: bytes) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -248,11 +249,12 @@ def run_checkpoint(run_or_file: str | Path | None, root: str | Path = "runs") ->
         If there is none.
     """
     path = newest_run(root) if run_or_file is None else Path(run_or_file)
-    if path.is_file():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).is_file():
-            return path / name
+    with _reading(path):  # a folder that may not be entered is another fault than an empty one
+        if path.is_file():
+            return path
+        for name in ("best.safetensors", "last.safetensors"):
+            if (path / name).is_file():
+                return path / name
     if path.is_dir():
         raise InputError(f"{path} holds no checkpoint: name a run folder or a .safetensors file")
     raise InputError(f"{path} does not exist: name a run folder or a .safetensors file")
@@ -268,7 +270,7 @@ def newest_run(root: str | Path = "runs") -> Path:
     InputError
         If there is none.
     """
-    files = (path for path in Path(root).rglob("last.safetensors") if path.is_file())
+    files = (path for path in Path(root).rglob("last.safetensors") if os.path.isfile(path))
     found = sorted(files, key=lambda path: (path.stat().st_mtime_ns, path), reverse=True)
     newest = next((path for path in found if not _only_begun(path)), next(iter(found), None))
     if newest is None:

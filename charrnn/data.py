@@ -262,18 +262,27 @@ def _name(path: str) -> str:
 def split(
     ids: NDArray[Any], val_frac: float | None, test_frac: float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Cut a text's ids (N,) into training, validation and test part, in this order.
+    """Cut a text's ids (N,) into training, validation and test part, in this order, as views.
 
-    The parts are views. Validation and test get their share of N, rounded, but leave two
-    characters for training; a part of one character has no target and is left empty. Without a
-    ``val_frac`` it is `VAL_FRAC` for validation, but at most `MOST_VAL` characters.
+    See `part_sizes`.
+    """
+    train, val, _ = part_sizes(len(ids), val_frac, test_frac)
+    return ids[:train], ids[train : train + val], ids[train + val :]
+
+
+def part_sizes(n: int, val_frac: float | None, test_frac: float) -> tuple[int, int, int]:
+    """Characters of the training, validation and test part of a text of ``n``.
+
+    Validation and test get their share of it, rounded, but leave two characters for training; a
+    part of one character has no target and is left empty. Without a ``val_frac`` it is `VAL_FRAC`
+    for validation, but at most `MOST_VAL` characters.
 
     Raises
     ------
     InputError
         If the fractions leave nothing for training.
     """
-    most_val = len(ids)
+    most_val = n
     if val_frac is None:
         val_frac, most_val = VAL_FRAC, MOST_VAL
     if not (val_frac >= 0 and test_frac >= 0 and val_frac + test_frac < 1):
@@ -281,7 +290,6 @@ def split(
             f"--val-frac {val_frac:g} and --test-frac {test_frac:g} leave nothing to train on: "
             "together they must be below 1"
         )
-    n = len(ids)
 
     def share(fraction: float, available: int) -> int:
         size = min(round(fraction * n), available)
@@ -289,8 +297,7 @@ def split(
 
     val = share(val_frac, min(n - 2, most_val))
     test = share(test_frac, n - 2 - val)
-    train = n - val - test
-    return ids[:train], ids[train : train + val], ids[train + val :]
+    return n - val - test, val, test
 
 
 def fit(n_ids: int, batch_size: int, seq_length: int | None) -> tuple[int, int, str | None]:

@@ -55,6 +55,10 @@ def find(root: str | Path, now: float) -> list[Listed]:
     if not root.is_dir():
         fault = "is no folder" if root.exists() else "does not exist"
         raise InputError(f"{root} {fault}: name a folder with runs, as `charrnn train` makes them")
+    try:
+        os.listdir(root)
+    except OSError as error:  # of a folder further below no more is known than that it is there
+        raise InputError(f"cannot read {root}: {error.strerror or error}") from error
     folders = sorted(Path(at) for at, _, files in os.walk(root) if MARKS & set(files))
     return [_listed(folder, root, now) for folder in folders]
 
@@ -115,7 +119,7 @@ def _listed(folder: Path, root: Path, now: float) -> Listed:
     problem = _Reader(folder, run).read()
     if problem is not None:
         run |= {"state": "damaged", "problem": problem}
-    written = [path.stat().st_mtime for mark in MARKS if (path := folder / mark).exists()]
+    written = [os.stat(path).st_mtime for mark in MARKS if os.path.exists(path := folder / mark)]
     run["age_seconds"] = max(now - max(written, default=now), 0.0)
     return run
 

@@ -50,6 +50,7 @@ from charrnn import atomic
 from charrnn.errors import InputError, SaveError
 
 SCHEMA = 1
+ROOT = "runs"  # the folder of runs that are not placed elsewhere
 RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
 MOST_WAITING = 1 << 26  # bytes of lines that are kept in memory until they are on the disk
@@ -425,7 +426,7 @@ def _nulled(value: Any) -> Any:
     return value
 
 
-def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Path = "runs") -> Path:
+def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Path = ROOT) -> Path:
     """Create the folder of a new run.
 
     Parameters
@@ -450,13 +451,17 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
             folder = _numbered_folder(folder, _safe_name(corpus_name))
         atomic.sync_folder(folder.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot create the run folder {folder}: {error.strerror or error};"
-            " name a folder that can be written with --out-dir"
-        ) from error
+        raise no_folder(folder, error) from error
     if out_dir is not None:
         check_free(folder)
     return folder
+
+
+def no_folder(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot create the run folder {folder}: {error.strerror or error};"
+        " name a folder that can be written with --out-dir"
+    )
 
 
 def check_free(folder: Path) -> None:

@@ -6,6 +6,7 @@ Nothing is written before all input has been checked.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -14,8 +15,8 @@ from typing import Any
 
 from charrnn import atomic, checkpoint, facts, runlog
 from charrnn.api import KEPT_TEXT, LanguageModel, are_files, described, load
-from charrnn.config import Config, flag
-from charrnn.data import Corpus, read_corpus, split
+from charrnn.config import Config, DataConfig, flag
+from charrnn.data import MOST_VAL, VAL_FRAC, Corpus, part_sizes, read_corpus, split
 from charrnn.errors import Diverged, InputError
 from charrnn.model import Model, check_room
 from charrnn.reading import STDIN, Progress
@@ -59,8 +60,7 @@ def start(
     given : names of the options that were asked for, as opposed to defaults
     on_progress : is told how far the reading of the text is
     """
-    if out_dir:
-        _check_place(Path(out_dir))
+    _check_place(out_dir)
     parent = load(init_from) if init_from is not None else None
     if parent is not None:
         config = _inherit(config, parent.config, given)
@@ -98,16 +98,18 @@ def start(
     return run
 
 
-def _check_place(folder: Path) -> None:
+def _check_place(out_dir: str | None) -> None:
     """Refuse at once, and not after a long text was read, what can be told of ``--out-dir``."""
+    folder = Path(out_dir or runlog.ROOT)
     paths = (folder, *folder.absolute().parents)
     place = next(path for path in paths if os.path.exists(path))  # of names too long, too
-    if not os.path.isdir(place):
-        raise InputError(
-            f"cannot create the run folder {folder}: {place} is a file;"
-            " name a folder that can be written with --out-dir"
-        )
-    if place == folder:
+    try:
+        if not os.path.isdir(place):
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
+        atomic.try_folder(place)
+    except OSError as error:
+        raise runlog.no_folder(folder, error) from error
+    if out_dir and place == folder:
         runlog.check_free(folder)
 
 
@@ -131,11 +133,15 @@ def resume(
     InputError : no such run, another text, an option that may not change, or nothing left to do
     """
     path = checkpoint.newest_run() if run == "latest" else Path(run)
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if os.path.isfile(path) else path
     config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
-    said = facts.check(runlog.read_json(config_file), RUN_FACTS, str(config_file))
+    said = facts.check(_said(config_file), RUN_FACTS, str(config_file))
+    try:
+        atomic.try_folder(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; allow it, or go on with a copy of the run"
+        ) from error
     source = _source(folder, path)
     config, vocabulary = _described(said, source, config_file)
     known = said["corpus"]
@@ -144,7 +150,7 @@ def resume(
     parent = said["init_from"]
     prints = known["fingerprint"], known["val_fingerprint"]
     corpus = _same_corpus(folder, files, config, known, on_progress)
-    config = _changed(config, changes or {})
+    config = _changed(config, changes or {}, len(corpus))
     val_file = config.data.val_file
     if val_file is not None and not are_files([val_file]):
         raise InputError(f"--val-file {val_file} of {folder} is no file: put it back")
@@ -208,6 +214,18 @@ def train(
         if event["event"] == "end" and event["reason"] == "diverged":
             raise Diverged(event["message"])
     return load(run.folder)
+
+
+def _said(config_file: Path) -> Any:
+    """What config.json says."""
+    try:
+        return runlog.read_json(config_file)
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(
+            f"{config_file.parent} holds no run: name the folder that charrnn train made"
+        ) from None
+    except OSError as error:
+        raise InputError(f"cannot read {config_file}: {error.strerror or error}") from error
 
 
 def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
@@ -277,8 +295,11 @@ def _inherit(config: Config, parent: Config, given: Collection[str]) -> Config:
     return Config.from_options(ours | {name: theirs[name] for name in (*ARCHITECTURE, "level")})
 
 
-def _changed(config: Config, changes: dict[str, Any]) -> Config:
-    """``config`` with the changes, which may concern resumable options alone."""
+def _changed(config: Config, changes: dict[str, Any], length: int) -> Config:
+    """``config`` with the changes, which may concern resumable options alone.
+
+    ``length`` is that of the text: a ``--val-frac`` that divides it as the run's own is no change.
+    """
     fields = {
         f.name: f for section in Config.sections().values() for f in dataclasses.fields(section)
     }
@@ -287,14 +308,28 @@ def _changed(config: Config, changes: dict[str, Any]) -> Config:
         same = value == options[name] or (
             name == "val_file" and str(Path(value).resolve()) == options[name]
         )
+        if name == "val_frac":
+            data = dataclasses.replace(config.data, val_frac=value)
+            same = _sizes(data, length) == _sizes(config.data, length)
         if not fields[name].metadata["resumable"] and not same:
             raise InputError(
-                f"{flag(name)} cannot change when a run is resumed: it is {options[name]}; "
-                "start a new run, or use --init-from"
+                f"{flag(name)} cannot change when a run is resumed: it is "
+                f"{_shown(name, options[name])}; start a new run, or use --init-from"
             )
         if not same:
             options[name] = value
     return Config.from_options(options)
+
+
+def _sizes(data: DataConfig, length: int) -> tuple[int, int, int]:
+    return part_sizes(length, data.val_frac, data.test_frac)
+
+
+def _shown(name: str, value: Any) -> str:
+    """An option's value for a message: None is a default that is no value of the option."""
+    if name == "val_frac" and value is None:
+        return f"{VAL_FRAC:g}, but at most {MOST_VAL:,} characters"
+    return "not set" if value is None else str(value)
 
 
 def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:

@@ -3,13 +3,14 @@
     python scripts/faults.py kill --kills 200      real processes, SIGKILL, resumed until the end
     python scripts/faults.py calls                 stopped at every call of a run, and resumed
     python scripts/faults.py disk                  every call of a run fails once, with every error
+    python scripts/faults.py power                 the power is cut after every call of a run
 
 `kill` trains each of a few small runs to its end once, undisturbed, and then again and again with
 kills: at random instants, at a call to the operating system in the middle of a save, and, with an
 empty kernel cache, while kernels are compiled. After every kill the run has to be readable, and in
 the end it has to be the undisturbed one: the same bits in every checkpoint, the same metrics but
-for what is under `time`. `calls` and `disk` run in this process: see
-`stop_everywhere` and `fail_everywhere`.
+for what is under `time`. The others run in this process: see `stop_everywhere`,
+`fail_everywhere` and `cut_everywhere`.
 
 The exit status is 1 if anything differs. What was counted is printed as a table. POSIX only.
 """
@@ -24,6 +25,7 @@ import errno
 import os
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -354,6 +356,99 @@ def stop_everywhere(
     return len(calls.names), len(copies)
 
 
+class Disk:
+    """What a power cut would leave of a folder: an `Act` for `Calls`.
+
+    All that is certain is what was synced: of a file its bytes at its last sync, of the folder its
+    names. Names that are newer may have reached the disk or not, whatever their files have.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: Calls | None = None
+        self._names: dict[str, int] = {}  # as they were synced -> the file
+        self._bytes: dict[int, bytes] = {}  # of each file, as they were synced
+        self._kept: dict[int, int] = {}  # descriptors, so that no number is given twice
+
+    def __call__(self, name: str, number: int, place: str) -> None:
+        if name != "fsync" or place != "after" or self.calls is None:
+            return
+        descriptor = self.calls.descriptor
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            if os.path.samestat(os.fstat(descriptor), os.stat(self.folder)):
+                self._names = self._now()
+        else:
+            self._bytes[self._file(f"/proc/self/fd/{descriptor}")] = Path(
+                f"/proc/self/fd/{descriptor}"
+            ).read_bytes()
+
+    def _now(self) -> dict[str, int]:
+        return {path.name: self._file(path) for path in self.folder.iterdir()}
+
+    def _file(self, path: str | Path) -> int:
+        descriptor = os.open(path, os.O_RDONLY)
+        number = os.fstat(descriptor).st_ino
+        if self._kept.setdefault(number, descriptor) != descriptor:
+            os.close(descriptor)
+        return number
+
+    def leave(self, folder: Path, newest_names: bool) -> None:
+        """Write what a power cut leaves now: nothing that was not synced but, maybe, names."""
+        folder.mkdir()
+        for name, number in (self._now() if newest_names else self._names).items():
+            (folder / name).write_bytes(self._bytes.get(number, b""))
+
+    def close(self) -> None:
+        for descriptor in self._kept.values():
+            os.close(descriptor)
+
+
+def cut_everywhere(
+    work: Path, every: int = 1, say: Callable[[str], None] = lambda text: None, **options: Any
+) -> tuple[int, int]:
+    """Cut the power after every ``every``-th call of a run, and go on from what is on the disk.
+
+    Twice: with the names that were synced, and with those of that instant. Once a checkpoint is
+    said to be there, it or a later one is; before the first, the folder may hold no run at all.
+    Returns the number of calls and of cuts, all of which became the undisturbed run. Linux only.
+    """
+    whole, text = work / "whole", work / "text.txt"
+    work.mkdir(parents=True, exist_ok=True)
+    text.write_text(BOOK[:1000], encoding="utf-8")
+    cuts: dict[Path, int | None] = {}
+    saved: list[int] = []
+    disk = Disk(whole)
+
+    def act(name: str, number: int, place: str) -> None:
+        disk(name, number, place)
+        if number % every == 0 and place != "before" and whole.is_dir():
+            for names in ("synced", "newest"):
+                folder = work / f"{place}-{number}-{name.replace(' ', '-')}-{names}"
+                disk.leave(folder, names == "newest")
+                cuts[folder] = saved[-1] if saved else None
+
+    with contextlib.closing(disk), Calls(whole, act).watched() as calls:
+        disk.calls = calls
+        for event in runs.start([str(text)], Config.from_options(options), str(whole)).events():
+            if event["event"] == "checkpoint":
+                saved.append(event["step"])
+    for folder, step in cuts.items():
+        try:
+            if step is not None or (folder / "last.safetensors").exists():
+                check_readable(folder)
+                found = checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"]
+                if step is not None and found < step:
+                    raise Different(f"the checkpoint of step {step} is lost: there is {found}")
+                with contextlib.suppress(_Ended):
+                    trained(folder, text, options)
+                compare(folder, whole)
+        except (Different, CharRNNError) as error:
+            raise Different(f"{folder.name}: {error}") from error
+        shutil.rmtree(folder)
+        say(f"cut {folder.name}")
+    return len(calls.names), len(cuts)
+
+
 class _Ended(Exception):
     """The run was stopped behind its last line."""
 
@@ -499,7 +594,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("campaign", choices=("kill", "calls", "disk"))
+    parser.add_argument("campaign", choices=("kill", "calls", "disk", "power"))
     parser.add_argument("--kills", type=int, default=200, help="at least so many")
     parser.add_argument("--compile-kills", type=int, default=12, help="of them while compiling")
     parser.add_argument("--seed", type=int, default=1)
@@ -521,6 +616,9 @@ def main() -> None:
                     folder = work / name.replace(" ", "-")
                     calls, copies = stop_everywhere(folder, say=progress(), **options)
                     print(f"{name}: {calls} calls, {copies} times stopped and resumed")
+            elif args.campaign == "power":
+                calls, cuts = cut_everywhere(work, say=progress(), **DISK)
+                print(f"{calls} calls, {cuts} power cuts and resumed")
             else:
                 for name, more in DISK_WAYS.items():
                     failed = fail_everywhere(

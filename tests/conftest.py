@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import numba
@@ -18,6 +19,8 @@ if numba.config.BOUNDSCHECK:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script has started us with "&"
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would inherit
     config.addinivalue_line("markers", "strict: also runs with bounds checks and between fences")
     fence = os.environ.get("CHARRNN_FENCE")
     if fence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -13,9 +14,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+from click.testing import CliRunner
+from support import permissions
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -24,7 +27,8 @@ import faults  # noqa: E402
 from faults import ROLLBACK, SMALL, compare, metrics, outcome  # noqa: E402
 from faults_child import Calls, fail_at, losing  # noqa: E402
 
-from charrnn import api, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
+from charrnn import api, atomic, cache, checkpoint, memorised, monitor, runlog, runs  # noqa: E402
+from charrnn.cli import cli  # noqa: E402
 from charrnn.config import Config  # noqa: E402
 from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
@@ -115,6 +119,39 @@ def test_the_campaign_sees_a_difference(whole: Path, tmp_path: Path) -> None:
 def test_stopped_at_any_call(name: str, every: int, tmp_path: Path) -> None:
     calls, copies = faults.stop_everywhere(tmp_path, every, **faults.CALLS_OF[name])
     assert copies >= calls // every > 10
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads what is being synced")
+def test_the_power_may_go_at_any_call(tmp_path: Path) -> None:
+    calls, cuts = faults.cut_everywhere(tmp_path, 11, **faults.DISK)
+    assert cuts >= 2 * (calls // 11) > 20
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads what is being synced")
+@pytest.mark.parametrize("lacking", ["files", "folder", "lines", "order"])
+def test_a_sync_that_is_missing_is_found(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacking == "folder":
+        monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
+    elif lacking == "lines":
+        monkeypatch.setattr(runlog.RunLog, "sync", runlog.RunLog._write)
+    else:  # not at all, or when the name is there already
+
+        @contextlib.contextmanager
+        def replacing(path: str | Path) -> Iterator[BinaryIO]:
+            temporary = atomic._temporary(Path(path))
+            with getattr(atomic, "open", open)(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.replace(temporary, path)
+                if lacking == "order":
+                    os.fsync(file.fileno())
+            atomic.sync_folder(Path(path).parent)
+
+        monkeypatch.setattr(atomic, "replacing", replacing)
+    with pytest.raises(faults.Different):
+        faults.cut_everywhere(tmp_path, 2 if lacking == "order" else 9, **faults.DISK)
 
 
 # --- calls that fail -----------------------------------------------------------------------------
@@ -269,7 +306,9 @@ def test_what_could_not_be_removed_is_removed_when_saving_works_again(
 
 
 def charrnn(*words: object, cwd: Path, **more: Any) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | more.pop("env", {})
+    # Within a limit on the size of files CPython writes torn bytecode, and fails of it ever after.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= more.pop("env", {})
     return subprocess.run(
         [sys.executable, "-m", "charrnn", *map(str, words)],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, **more,
@@ -311,10 +350,9 @@ def test_a_folder_that_is_removed_under_the_run(policy: str, text: Path, tmp_pat
     assert event["step"] == (30 if policy == "continue" else 7)
 
 
-@pytest.mark.skipif(os.name == "posix" and os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_becomes_read_only(whole: Path, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(SaveError, match="Permission denied"):
+    with permissions(), pytest.raises(SaveError, match="Permission denied"):
         for event in begin(folder, text).events():
             if event["event"] == "step" and event["step"] == 6:
                 folder.chmod(0o500)
@@ -326,9 +364,91 @@ def test_a_folder_that_becomes_read_only(whole: Path, text: Path, tmp_path: Path
 def test_a_read_only_disk_at_the_start_is_one_line(text: Path, tmp_path: Path) -> None:
     begin(tmp_path / "run", text)
     with Calls(tmp_path, fail_at(1, errno.EROFS, 10**6)).watched():
-        with pytest.raises(SaveError, match="Read-only file system") as caught:
+        with pytest.raises(InputError, match="Read-only file system") as caught:
             resumed(tmp_path / "run")
         assert "\n" not in str(caught.value)
+
+
+FORBIDDEN = {
+    # what it is of, its mode, the command -> the error
+    "resumed in a read-only folder": ("run", 0o500, "train --resume run --max-steps=40", 2,
+        "cannot write to run: Permission denied; allow it, or go on with a copy of the run"),
+    "a new run in a read-only folder": (".", 0o500, "train text.txt --out-dir new/run", 2,
+        "cannot create the run folder new/run: Permission denied; name a folder that can be written"
+        " with --out-dir"),
+    "a new run without --out-dir": (".", 0o500, "train text.txt", 2,
+        "cannot create the run folder runs: Permission denied; name a folder that can be written"
+        " with --out-dir"),
+    "an empty read-only folder": ("empty", 0o500, "train text.txt --out-dir empty", 2,
+        "cannot create the run folder empty: Permission denied; name a folder that can be written"
+        " with --out-dir"),
+    "a picture": (".", 0o500, "plot run --output x.svg", 2, "--output x.svg cannot be written: "
+        "Permission denied; name a file in a folder of yours"),
+    "a lock": ("run/lock", 0o400, "train --resume run --max-steps=40", 4, "could not lock run: "
+        "Permission denied; nothing has been written: allow writing, and remove run/lock if that is"
+        " no file of yours"),
+    "a text": ("text.txt", 0, "train text.txt --out-dir new", 2,
+        "cannot read text.txt: Permission denied"),
+    "the text of a run": ("text.txt", 0, "train --resume run --max-steps=40", 2,
+        "cannot read {}/text.txt: Permission denied; if the text has moved, give it as FILE"),
+    "a checkpoint to go on from": ("run/last.safetensors", 0, "train --resume run", 2,
+        "cannot read the checkpoint run/last.safetensors: Permission denied"),
+    "a checkpoint": ("run/best.safetensors", 0, "sample run", 2, "cannot read the checkpoint "
+        "run/best.safetensors: Permission denied; there are run/last.safetensors"),
+    "a config": ("run/config.json", 0, "train --resume run", 2,
+        "cannot read run/config.json: Permission denied"),
+    "a folder that lets nobody in: resumed": ("run", 0o600, "train --resume run", 2,
+        "cannot read run/config.json: Permission denied"),
+    "a folder that lets nobody in: info": ("run", 0, "info run", 2,
+        "cannot read the checkpoint run: Permission denied"),
+    "a folder that lets nobody in: runs": ("run", 0, "runs run", 2,
+        "cannot read run: Permission denied"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORBIDDEN)
+def test_what_is_forbidden_is_one_line_and_nothing_changes(
+    name: str, whole: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, "run")
+    shutil.copy(text, "text.txt")
+    Path("empty").mkdir()
+    last = checkpoint.load("run/last.safetensors")
+    last.metadata["corpus"]["sources"] = [str(tmp_path / "text.txt")]
+    checkpoint.save("run/last.safetensors", last.tensors, last.metadata)
+    place, mode, words, status, said = FORBIDDEN[name]
+
+    def files() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    before, usual = files(), os.stat(place).st_mode
+    try:
+        os.chmod(place, mode)
+        with permissions():
+            result = CliRunner().invoke(cli, words.split())
+    finally:
+        os.chmod(place, usual)
+    assert (result.exit_code, result.stderr) == (status, f"Error: {said.format(tmp_path)}\n")
+    assert files() == before
+
+
+def test_a_run_that_lets_nobody_in_does_not_hide_the_others(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(whole, name)
+    os.chmod("b", 0o600)
+    try:
+        with permissions():
+            result = CliRunner().invoke(cli, ["runs", "."])
+            newest = checkpoint.newest_run(".")
+    finally:
+        os.chmod("b", 0o700)
+    assert result.exit_code == 0 and newest == Path("a")
+    assert {line.split()[0] for line in result.stdout.splitlines()} == {"name", "a", "b"}
+    assert result.stderr == "cannot read b/config.json: Permission denied\n"
 
 
 # --- divergence ----------------------------------------------------------------------------------

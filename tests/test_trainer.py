@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn import api, checkpoint, evaluate, runlog, runs, trainer
+from charrnn import api, checkpoint, data, evaluate, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
 from charrnn.errors import InputError
 from charrnn.schedules import learning_rate
@@ -493,6 +493,21 @@ def test_what_may_not_change_is_refused_by_name(
         resume(folder, **changes)
     same = resume(folder).config.options()[name]
     assert resume(folder, **{name: same}).progress.step == 3  # saying it again is no change
+
+
+def test_the_default_share_may_be_said_where_it_is_the_same_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    go(begin(folder), 3)
+    run = resume(folder, val_frac=0.1)
+    assert run.progress.step == 3 and run.config.data.val_frac is None
+    with pytest.raises(InputError, match="it is 0.1, but at most 1,000,000 characters; "):
+        resume(folder, val_frac=0.11)
+    for module in (data, runs):
+        monkeypatch.setattr(module, "MOST_VAL", 100)
+    with pytest.raises(InputError, match="it is 0.1, but at most 100 characters; start a new run"):
+        resume(folder, val_frac=0.1)
 
 
 def test_the_text_must_be_the_run_s(tmp_path: Path) -> None:
