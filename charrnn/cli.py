@@ -57,7 +57,9 @@ class Commands(click.Group):
             _fail(f"not enough memory ({error}): choose a smaller {sizes}", InputError.exit_code)
         except OSError as error:
             _fail(f"could not read or write: {error}", SaveError.exit_code)
-        except click.Abort:  # click makes it from KeyboardInterrupt
+        except click.Abort as error:  # click makes it from KeyboardInterrupt, and from EOFError
+            if isinstance(error.__cause__, EOFError):  # torn bytecode, for example
+                _fail(f"a file ends too early: {error.__cause__}", SaveError.exit_code)
             sys.exit(128 + signal.SIGINT)
         finally:
             for stream in (sys.stdout, sys.stderr):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,12 +102,12 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
     """
     if not names:
         return [_newest(Path(root))]
-    folders = [Path(name).parent if Path(name).is_file() else Path(name) for name in names]
+    folders = [Path(name).parent if os.path.isfile(name) else Path(name) for name in names]
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"{folder} does not exist: name the folder of a run")
         metrics = folder / "metrics.jsonl"
-        if metrics.exists():
+        if os.path.exists(metrics) or not os.access(folder, os.X_OK):
             _check_readable(metrics)
         elif not (folder / "config.json").exists():
             raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
@@ -123,7 +124,7 @@ def _check_readable(path: Path) -> None:
 
 
 def _newest(root: Path) -> Path:
-    paths = (path for path in root.rglob("metrics.jsonl") if path.is_file())
+    paths = (path for path in root.rglob("metrics.jsonl") if os.path.isfile(path))
     newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
     if newest is None:
         raise InputError(

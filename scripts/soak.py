@@ -340,6 +340,9 @@ def main() -> None:
     command = [args.charrnn] if args.charrnn else [sys.executable, "-m", "charrnn"]
     if not args.charrnn:
         os.environ["PYTHONPATH"] = str(ROOT)
+    for number in (signal.SIGINT, signal.SIGHUP):  # with nohup or &: what is started must hear them
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     with workplace(args.folder) as work:
         soak = Soak(work, command, 60 * args.minutes, args.every)
         try:

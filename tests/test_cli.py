@@ -273,6 +273,16 @@ def test_interrupted_before_the_run_begins_is_130(trainer, monkeypatch):
     assert (result.exit_code, result.stderr.strip()) == (130, "")
 
 
+def test_a_file_that_ends_too_early_is_no_interruption(trainer, monkeypatch):
+    def start(*args):
+        raise EOFError("marshal data too short")
+
+    monkeypatch.setattr(trainer, "start", start)
+    result = run("train", "a.txt")
+    assert result.exit_code == 4
+    assert result.stderr.strip() == "Error: a file ends too early: marshal data too short"
+
+
 @pytest.mark.parametrize(
     "line, expected",
     [

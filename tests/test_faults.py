@@ -403,6 +403,8 @@ FORBIDDEN = {
         "cannot read the checkpoint run: Permission denied"),
     "a folder that lets nobody in: runs": ("run", 0, "runs run", 2,
         "cannot read run: Permission denied"),
+    "a folder that lets nobody in: monitor": ("run", 0, "monitor run", 2,
+        "cannot read the metrics run/metrics.jsonl: Permission denied; allow reading it"),
 }  # fmt: skip
 
 
