@@ -38,6 +38,8 @@ from typing import Any
 
 import numpy as np
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # if none is installed
+
 from charrnn import api, checkpoint, curves, listing, runlog, runs, view, watched
 from charrnn.chart import Style
 from charrnn.config import Config
