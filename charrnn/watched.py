@@ -106,21 +106,22 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"{folder} does not exist: name the folder of a run")
-        metrics = folder / "metrics.jsonl"
-        if os.path.exists(metrics) or not os.access(folder, os.X_OK):
-            _check_readable(metrics)
-        elif not (folder / "config.json").exists():
+        if not _readable(folder / "metrics.jsonl") and not (folder / "config.json").exists():
             raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
     return list(dict.fromkeys(folders))
 
 
-def _check_readable(path: Path) -> None:
+def _readable(path: Path) -> bool:
+    """Whether there is such a file; InputError if it may not be read."""
     try:
         open(path, "rb", opener=runlog.regular).close()
+    except FileNotFoundError:
+        return False
     except OSError as error:
         raise InputError(
             f"cannot read the metrics {path}: {error.strerror or error}; allow reading it"
         ) from error
+    return True
 
 
 def _newest(root: Path) -> Path:
