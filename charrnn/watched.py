@@ -1,6 +1,6 @@
 """What its metrics file tells of a run that somebody else trains: followed as it grows.
 
-Nothing is written to a run, and no lock of it is taken.
+Nothing is written to a run; its lock is looked at when it falls silent, see `runlog.held`.
 """
 
 from __future__ import annotations
