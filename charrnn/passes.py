@@ -28,12 +28,12 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import ROWS, weight_product
+from charrnn.kernels.gemm import weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
-from charrnn.kernels.tile import tile_for
+from charrnn.kernels.tile import most_rows, tile_for
 from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
 
@@ -293,7 +293,7 @@ class Pass(Inputs):
             c0, c1 = share(last - first, part, self.parts, panel(gradient.dtype))
             c0, c1 = first + c0, first + c1
         else:
-            m0, m1 = share(len(gradient), part, self.parts, ROWS)
+            m0, m1 = share(len(gradient), part, self.parts, most_rows(self.model.operands))
         if m0 == m1 or c0 == c1:
             return []
         scratch = self.model.scratch[part]

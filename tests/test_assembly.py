@@ -55,7 +55,7 @@ def assembly(processor: str, scalar: ir.Type, operand: ir.Type, lanes: int) -> l
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    made = Tile(builder, scalar, operand, lanes)
+    made = Tile(builder, scalar, operand, lanes, tile.VECTORS)
     made.c, made.d, made.a, made.p, made.ldc, made.ldd, made.step_m, made.step_k = function.args[:8]
     made.p_step, made.K, rows, made.columns, made.add = function.args[8:]
     made.emit(rows)

@@ -15,10 +15,20 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
+from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import pairs, unpaired
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.pack import pack, pack_rows, panel, prefetch, round_rows, steps, steps_of
-from charrnn.kernels.tile import ROWS, VECTORS, tile, together
+from charrnn.kernels.pack import (
+    pack,
+    pack_rows,
+    panel,
+    prefetch,
+    round_rows,
+    steps,
+    steps_of,
+    tiles_of,
+)
+from charrnn.kernels.tile import ROWS, VECTORS, most_rows, tile, together
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
@@ -33,7 +43,8 @@ NEAR = 1 << 18
 
 def scratch_size(k: int, dtype: Any) -> int:
     """Elements of scratch, of type `operand`, that `gemm_tn` needs for an A of ``k`` columns."""
-    return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // ROWS) * ROWS)
+    rows = most_rows(dtype)
+    return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // rows) * rows)
 
 
 def gemm(C, A, P, D, half, code):
@@ -69,14 +80,20 @@ def halves(P, rows, k):
 
     Rows of one time step are the least. A kernel makes it once, before its time loop.
     """
-    return np.empty(rows * -(-k // 2) if P.dtype == np.uint32 else 0, np.uint32)
+    return np.empty(rows * steps_of(P, k) if P.dtype == np.uint32 else 0, np.uint32)
 
 
 @overload(halves)
 def _halves(P, rows, k):
-    if P.dtype == types.uint32:
-        return lambda P, rows, k: np.empty(rows * ((k + 1) // 2), np.uint32)
-    return lambda P, rows, k: np.empty(0, np.uint32)
+    beyond = most_rows(str(P.dtype)) if P.dtype == types.uint32 else 0
+
+    def impl(P, rows, k):
+        size = rows * steps_of(P, k)
+        room = np.empty(size + beyond * steps_of(P, k) + 16, np.uint32)
+        start = -room.ctypes.data % 64 // 4
+        return room[start : start + size]
+
+    return impl if P.dtype == types.uint32 else lambda P, rows, k: np.empty(0, np.uint32)
 
 
 @overload(gemm)
@@ -139,9 +156,10 @@ def _product(C, A, P, D, T, M, axis, added, code):
     if added == ROW:
         d_step = d_row = 0
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
-    tiles = -(-M // ROWS)
+    most, grain = rows_of(P), grain_of(P)
+    tiles = -(-M // most)
     near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
-    group = P.shape[2] * max(near, TOGETHER[-(-M // max(tiles, 1))])
+    group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     together = max(1, NEAR // max(1, M * K * A.itemsize))
     for t0 in range(0, T, together):
         j0 = 0
@@ -152,7 +170,8 @@ def _product(C, A, P, D, T, M, axis, added, code):
                 for t in range(t0, min(t0 + together, T)):
                     m = 0
                     for left in range(tiles, 0, -1):
-                        rows, a0 = -(-(M - m) // left), t * a_step + m * a_row + k0
+                        rows = min(-(-(M - m) // (left * grain)) * grain, M - m)
+                        a0 = t * a_step + m * a_row + k0
                         c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
                         if k0 == 0:
                             tile(
@@ -168,6 +187,28 @@ def _product(C, A, P, D, T, M, axis, added, code):
             j0 += columns
 
 
+def rows_of(P):
+    """Most rows of a tile for P."""
+    return most_rows(P.dtype)
+
+
+@overload(rows_of)
+def _rows_of(P):
+    rows = most_rows(str(P.dtype))
+    return lambda P: rows
+
+
+def grain_of(P):
+    """Rows that take a tile for P as long as one does."""
+    return amx.SIDE if most_rows(P.dtype) == amx.ROWS else 1
+
+
+@overload(grain_of)
+def _grain_of(P):
+    grain = amx.SIDE if most_rows(str(P.dtype)) == amx.ROWS else 1
+    return lambda P: grain
+
+
 @kernel
 def _columns(left, group, width):
     """How many of the columns left to give a tile: a group, and a last vector with the last."""
@@ -180,10 +221,15 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
 
     def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
         ldc = C.strides[0] // C.itemsize
-        R, tiles, K = A.shape[0], -(-(m1 - m0) // ROWS), steps_of(scratch, DEPTH)
+        most, R, K = rows_of(scratch), A.shape[0], steps_of(scratch, DEPTH)
+        tiles = -(-(m1 - m0) // most)
         room = 2 * K * width
         D_panels = scratch[:room].reshape(2, K, width)
-        A_tiles = scratch[room : room + tiles * K * ROWS].reshape(tiles, K, ROWS)
+        A_tiles = tiles_of(scratch[room:], tiles, K)
+        step_k, step_m = (
+            A_tiles.strides[1] // A_tiles.itemsize,
+            A_tiles.strides[2] // A_tiles.itemsize,
+        )
         ahead = -(-DEPTH // max(1, tiles))
         newest = (R - 1) // DEPTH * DEPTH
         for r0 in range(newest, -1, -DEPTH):
@@ -197,13 +243,13 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
                 next_r, next_j = (r0, j0 + columns) if j0 + columns < c1 else (r0 - DEPTH, c0)
                 last, next_j = min(next_r + DEPTH, R) if next_r >= 0 else next_r, next_j + shift
                 for i in range(tiles):
-                    m = m0 + i * ROWS
+                    m = m0 + i * most
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
                         prefetch(D, r, next_j)
                     tile(
-                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_tiles, i * K * ROWS,
-                        1, ROWS, P, 0, K * width, steps_of(scratch, depth), min(ROWS, m1 - m),
-                        columns, accumulate or r0 < newest,
+                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_tiles, i * K * most,
+                        step_m, step_k, P, 0, K * width, steps_of(scratch, depth),
+                        min(most, m1 - m), columns, accumulate or r0 < newest,
                     )  # fmt: skip
                 j0 += columns
 

@@ -20,6 +20,7 @@ costs compile time and nothing else.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import pickle
@@ -65,6 +66,48 @@ def watch_compiling() -> event.TimingListener:
     return clock
 
 
+def _vector_bits() -> int:
+    """Width of the widest vector unit of the processor that Numba compiles for.
+
+    Asked of the code generator itself, so that ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are
+    obeyed: which registers hold the sum of two vectors of 16 floats?
+    """
+    module = ir.Module()
+    vector = ir.VectorType(ir.FloatType(), 16)
+    function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
+    builder = ir.IRBuilder(function.append_basic_block())
+    builder.ret(builder.fadd(*function.args))
+    codegen = cpu_target.target_context.codegen()
+    parsed = binding.parse_assembly(str(module))
+    parsed.triple = codegen.magic_tuple()[0]
+    assembly = codegen._tm.emit_assembly(parsed)
+    return 512 if "zmm" in assembly else 256 if "ymm" in assembly else 128
+
+
+def _may_use_amx() -> bool:
+    """Ask the system for the matrix unit, whose registers' 8 KB it saves for who has asked alone.
+
+    Only Linux is asked, since 5.16: ``arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)``.
+    """
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    return ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+
+
+VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
+VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
+PROCESSOR = cpu_target.target_context.codegen().magic_tuple()[1]
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+HAS_BF16 = VECTOR_BITS == 512 and "+avx512bf16" in FEATURES
+"""Whether that processor has dot products of bfloat16 pairs: their kernels are slow without."""
+
+HAS_AMX = HAS_BF16 and "+amx-bf16" in FEATURES and _may_use_amx()
+"""Whether it also has a unit for products of bfloat16 matrices, and this process may use it."""
+
+if HAS_BF16:  # the tile holds them as assembly
+    binding.initialize_native_asmparser()
+
+
 def code_hash() -> str:
     """Hash of all that decides the machine code: sources, versions, processor, Numba's settings."""
     digest = hashlib.sha256()
@@ -74,7 +117,7 @@ def code_hash() -> str:
     settings = sorted(
         (k, v) for k, v in os.environ.items() if k.startswith("NUMBA_") and "CACHE" not in k
     )
-    parts = (sys.version, platform.machine(), numba.__version__, llvmlite.__version__)
+    parts = (sys.version, platform.machine(), numba.__version__, llvmlite.__version__, HAS_AMX)
     digest.update(repr((parts, codegen.magic_tuple(), settings)).encode())
     return digest.hexdigest()[:20]
 
@@ -280,35 +323,6 @@ def kernel(function: F) -> F:
     dispatcher._cache = _Cache(function)
     dispatcher._can_compile = True
     return dispatcher
-
-
-def _vector_bits() -> int:
-    """Width of the widest vector unit of the processor that Numba compiles for.
-
-    Asked of the code generator itself, so that ``NUMBA_CPU_NAME`` and ``NUMBA_CPU_FEATURES`` are
-    obeyed: which registers hold the sum of two vectors of 16 floats?
-    """
-    module = ir.Module()
-    vector = ir.VectorType(ir.FloatType(), 16)
-    function = ir.Function(module, ir.FunctionType(vector, [vector, vector]), "probe")
-    builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(builder.fadd(*function.args))
-    codegen = cpu_target.target_context.codegen()
-    parsed = binding.parse_assembly(str(module))
-    parsed.triple = codegen.magic_tuple()[0]
-    assembly = codegen._tm.emit_assembly(parsed)
-    return 512 if "zmm" in assembly else 256 if "ymm" in assembly else 128
-
-
-VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
-VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
-PROCESSOR = cpu_target.target_context.codegen().magic_tuple()[1]
-FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-HAS_BF16 = VECTOR_BITS == 512 and "+avx512bf16" in FEATURES
-"""Whether that processor has dot products of bfloat16 pairs: their kernels are slow without."""
-
-if HAS_BF16:  # the tile holds them as assembly
-    binding.initialize_native_asmparser()
 
 
 def uncompiled(codes: Iterable[Code]) -> int:

@@ -15,10 +15,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload
 
+from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
-from charrnn.kernels.jit import VECTOR_BITS, kernel
-from charrnn.kernels.tile import ROWS, VECTORS
+from charrnn.kernels.jit import HAS_AMX, VECTOR_BITS, kernel
+from charrnn.kernels.tile import ROWS, VECTORS, most_rows
 
+GRAIN = amx.SIDE if HAS_AMX else 1
+"""Pairs that an inner dimension is a multiple of; those beyond the last are zero."""
 LINE_BYTES = 64
 """Bytes of a cache line, and of the largest vector."""
 
@@ -34,8 +37,10 @@ def lanes(dtype: Any) -> int:
 
 
 def steps(k: int, dtype: Any) -> int:
-    """Packed rows of an inner dimension of ``k``."""
-    return -(-k // 2) if operand(dtype) == np.uint32 else k
+    """Packed rows of an inner dimension of ``k``; the matrix unit takes `amx.SIDE` at a time."""
+    if operand(dtype) != np.uint32:
+        return k
+    return -(-k // (2 * GRAIN)) * GRAIN
 
 
 def panel(dtype: Any) -> int:
@@ -135,7 +140,19 @@ def steps_of(P, k):
 @overload(steps_of)
 def _steps_of(P, k):
     if P.dtype == types.uint32:
-        return lambda P, k: (k + 1) // 2
+        return lambda P, k: (k + 2 * GRAIN - 1) // (2 * GRAIN) * GRAIN
+    return lambda P, k: k
+
+
+def whole_steps(P, k):
+    """Rows of P that ``k`` rows fill."""
+    return k // 2 if P.dtype == np.uint32 else k
+
+
+@overload(whole_steps)
+def _whole_steps(P, k):
+    if P.dtype == types.uint32:
+        return lambda P, k: k // 2
     return lambda P, k: k
 
 
@@ -156,21 +173,67 @@ def pack(P, W, n0, n1):
     for p in range(P.shape[0]):
         c0 = n0 + p * width
         columns = min(width, n1 - c0)
-        whole = steps_of(P, K - 1) if columns == width else 0  # the last may lack its partner
+        whole = whole_steps(P, K) if columns == width else 0  # the last may lack its partner
         for i in range(whole):
             put_panel(P, p, i, W, c0)
         for i in range(whole, steps_of(P, K)):
             put_part(P, p, i, W, c0, columns)
 
 
-@kernel
-def pack_rows(P, A, m0, m1):
-    """Pack the columns m0 <= m < m1 of A for tiles: ``P[p, k, j] = A[k, m0 + p * ROWS + j]``.
+def tiles_of(scratch, tiles, K):
+    """Room for the rows of some tiles, (tiles, K, rows): for the matrix unit K is contiguous."""
+    rows = most_rows(scratch.dtype)
+    if rows == ROWS:
+        return scratch[: tiles * K * rows].reshape(tiles, K, rows)
+    return scratch[: tiles * K * rows].reshape(tiles, rows, K).transpose(0, 2, 1)
 
-    Some tiles side by side, so that a cache line of A is read once.
+
+@overload(tiles_of)
+def _tiles_of(scratch, tiles, K):
+    rows = most_rows(str(scratch.dtype))
+
+    def impl(scratch, tiles, K):
+        return scratch[: tiles * K * rows].reshape(tiles, K, rows)
+
+    def impl_matrix(scratch, tiles, K):
+        return scratch[: tiles * K * rows].reshape(tiles, rows, K).transpose(0, 2, 1)
+
+    return impl if rows == ROWS else impl_matrix
+
+
+def pack_rows(P, A, m0, m1):
+    """Pack the columns m0 <= m < m1 of A for tiles: ``P[p, k, j] = A[k, m0 + p * rows + j]``.
+
+    P is from `tiles_of`.
     """
+    _pack_lines(P, A, m0, m1)
+
+
+@overload(pack_rows)
+def _pack_rows(P, A, m0, m1):
+    pack = _pack_lines if most_rows(str(P.dtype)) == ROWS else _pack_squares
+    return lambda P, A, m0, m1: pack(P, A, m0, m1)
+
+
+@kernel
+def _pack_squares(P, A, m0, m1):
+    """`pack_rows` where K is contiguous: squares of pairs are transposed."""
+    K, width, n = A.shape[0], P.shape[2], lanes_of(A)
+    columns = m1 - m0
+    whole_m, whole = columns // n * n, K // (2 * n) * n
+    for i in range(0, whole, n):
+        for m in range(0, whole_m, n):
+            transpose_pairs(P, m // width, i, m % width, A, m0 + m)
+    for m in range(columns):
+        for i in range(whole if m < whole_m else 0, P.shape[1]):
+            P[m // width, i, m % width] = element(P, A[:, m0 + m], i)
+
+
+@kernel
+def _pack_lines(P, A, m0, m1):
+    """`pack_rows`: some tiles side by side, so that a cache line of A is read once."""
     K = A.shape[0]
-    tiles, whole = (m1 - m0) // ROWS, steps_of(P, K - 1)
+    tiles, whole = (m1 - m0) // ROWS, whole_steps(P, K)
     for p0 in range(0, tiles, 8):
         for i in range(whole):
             for p in range(p0, min(p0 + 8, tiles)):
@@ -194,23 +257,25 @@ def pack_t(P, W, n0, n1):
             for j in range(0, whole, n):
                 transpose(P, p, k, j, W, c0 + j, n0 + k)
         for j in range(columns):
-            for i in range(steps_of(P, whole_k) if j < whole else 0, P.shape[1]):
+            for i in range(whole_steps(P, whole_k) if j < whole else 0, P.shape[1]):
                 P[p, i, j] = element(P, W[c0 + j, n0:n1], i)
 
 
 @kernel
 def round_rows(half, A):
-    """The rows of A (T, M, K) as pairs: a part of ``half`` of shape (T, M, ceil(K / 2))."""
+    """The rows of A (T, M, K) as pairs: a part of ``half`` of shape (T, M, `steps` of K)."""
     T, M, K = A.shape
-    n, size = lanes_of(half), (K + 1) // 2
+    n, size = lanes_of(half), steps_of(half, K)
     whole = K // (2 * n) * n
     rounded = half[: T * M * size].reshape(T, M, size)
     for t in range(T):
         for m in range(M):
             for i in range(0, whole, n):
                 put_pairs(rounded, t, m, i, A)
-            for i in range(whole, size):
+            for i in range(whole, (K + 1) // 2):
                 rounded[t, m, i] = element(half, A[t, m], i)
+            for i in range((K + 1) // 2, size):
+                rounded[t, m, i] = 0
     return rounded
 
 
@@ -251,8 +316,9 @@ def _packed_rows(P, W):
 
 
 def element(P, row, i):
-    """Element i of a row as P holds it."""
-    return _packed_rows(P, row[:, np.newaxis])[i, 0]
+    """Element i of a row as P holds it; zero beyond the last."""
+    elements = _packed_rows(P, row[:, np.newaxis])
+    return elements[i, 0] if i < len(elements) else P.dtype.type(0)
 
 
 @overload(element)
@@ -262,7 +328,8 @@ def _element(P, row, i):
 
     def impl(P, row, i):
         zero = row.dtype.type(0)
-        return pair(row[2 * i], row[2 * i + 1] if 2 * i + 1 < row.size else zero)
+        low = row[2 * i] if 2 * i < row.size else zero
+        return pair(low, row[2 * i + 1] if 2 * i + 1 < row.size else zero)
 
     return impl
 
@@ -271,14 +338,14 @@ def transpose(P, p, k, j, W, r, c):
     """Pack the square ``W[r : r + n, c : c + n].T``, n the lanes of a vector, from step k on."""
     n = lanes(W.dtype)
     square = _packed_rows(P, W[r : r + n, c : c + n].T)
-    first = steps_of(P, k)
+    first = whole_steps(P, k)
     P[p, first : first + len(square), j : j + n] = square
 
 
 @overload(transpose)
 def _transpose(P, p, k, j, W, r, c):
     def impl(P, p, k, j, W, r, c):
-        to = p * P.strides[0] + steps_of(P, k) * P.strides[1] + j * P.strides[2]
+        to = p * P.strides[0] + whole_steps(P, k) * P.strides[1] + j * P.strides[2]
         source = r * W.strides[0] + c * W.strides[1]
         _vector_transpose(P, to, P.strides[1], W, source, W.strides[0])
 
@@ -325,6 +392,39 @@ def _vector_transpose(typingctx, P, to, p_row, W, source, w_row):
         return context.get_dummy_value()
 
     return types.void(P, types.intp, types.intp, W, types.intp, types.intp), codegen
+
+
+@intrinsic
+def transpose_pairs(typingctx, P, p, i, j, A, m):
+    """Pack the pairs of ``A[2 * i : 2 * (i + n), m : m + n]``, n the lanes of a vector."""
+
+    def codegen(context, builder, signature, args):
+        b, n = builder, lanes("float32")
+        P, p, i, j, A, m = args
+        to, source = (
+            (context.make_array(signature.args[k])(context, b, value=args[k]))
+            for k in (0, 4)
+        )  # fmt: skip
+
+        def pointer(array, *places):
+            steps = cgutils.unpack_tuple(b, array.strides)
+            at = b.ptrtoint(array.data, p.type)
+            for place, step in zip(places, steps, strict=True):
+                at = b.add(at, b.mul(place, step))
+            kind = ir.VectorType(array.data.type.pointee, n)
+            return b.inttoptr(at, kind.as_pointer())
+
+        def at(first, k):
+            return b.add(first, ir.Constant(first.type, k))
+
+        twice = b.add(i, i)
+        rows = [b.load(pointer(source, at(twice, k), m), align=4) for k in range(2 * n)]
+        pairs = [emit_pair(b, *rows[k : k + 2]) for k in range(0, 2 * n, 2)]
+        for k, value in enumerate(_transposed(b, pairs)):
+            b.store(value, pointer(to, p, i, at(j, k)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(P, p, i, j, A, m), codegen
 
 
 def _transposed(builder, rows):

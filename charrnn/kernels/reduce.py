@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.extending import intrinsic, overload
 
 from charrnn.kernels.jit import VECTOR_BITS
-from charrnn.kernels.tile import Tile
+from charrnn.kernels.vector import Emitter
 
 
 def maximum(row):
@@ -40,7 +40,7 @@ def _reduction(function, combine, identity):
             array = context.make_array(row)(context, builder, value=args[0])
             scalar = ir.DoubleType() if row.dtype.bitwidth == 64 else ir.FloatType()
             size = builder.extract_value(array.shape, 0)
-            write = Tile(builder, scalar, scalar, VECTOR_BITS // row.dtype.bitwidth)
+            write = Emitter(builder, scalar, VECTOR_BITS // row.dtype.bitwidth)
             return _fold(write, array.data, size, combine, identity)
 
         return row.dtype(row), codegen

@@ -16,9 +16,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
+from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_dot
-from charrnn.kernels.jit import HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS, Code, kernel
-from charrnn.kernels.vector import Emitter
+from charrnn.kernels.jit import HAS_AMX, HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS, Code, kernel
+from charrnn.kernels.vector import TileEmitter
 
 
 def vectors_for(registers: int) -> int:
@@ -41,6 +42,11 @@ def together(rows: int) -> int:
     return {1: 4, 2: 2, 3: 2 if VECTOR_REGISTERS == 32 else 1}.get(rows, 1)
 
 
+def most_rows(operands: Any) -> int:
+    """Most rows of a tile of ``operands``, a dtype or "bfloat16"."""
+    return amx.ROWS if HAS_AMX and str(operands) in ("bfloat16", "uint32") else ROWS
+
+
 @kernel
 def tile_code(
     scalar, operand, c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add
@@ -55,7 +61,9 @@ def _emit(
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
-        tile = Tile(builder, *kinds, VECTOR_BITS // scalar.instance_type.bitwidth)
+        lanes = VECTOR_BITS // scalar.instance_type.bitwidth
+        by_matrix = most_rows(operand.instance_type) == amx.ROWS
+        tile = (amx.MatrixTile if by_matrix else Tile)(builder, *kinds, lanes, VECTORS)
         c, ldc, d, ldd, a, step_m, step_k, p, p_step, K, rows, columns, add = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
@@ -92,9 +100,10 @@ def tile(
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
     ``C[c0 + m*ldc + p*panel + j] = sum_k A[a0 + m*step_m + k*step_k]
-    * P[p0 + p*p_step + k*panel + j]`` for m < rows <= ROWS and p*panel + j < columns, indices
-    counting elements from each array's start; with ``add`` plus ``D[d0 + m*ldd + p*panel + j]``.
-    Elements of P and A may be pairs of bfloat16.
+    * P[p0 + p*p_step + k*panel + j]`` for m < rows <= `most_rows` and p*panel + j < columns,
+    indices counting elements from each array's start; with ``add`` plus
+    ``D[d0 + m*ldd + p*panel + j]``. Elements of P and A may be pairs of bfloat16; see
+    `charrnn.kernels.amx` for what its tile asks of these.
     """
     sig = types.void(
         types.intp, C, *[types.intp] * 2, D, *[types.intp] * 2, A, *[types.intp] * 3, P,
@@ -124,17 +133,8 @@ def tile(
     return sig, codegen
 
 
-class Tile(Emitter):
+class Tile(TileEmitter):
     """Writes the IR: a switch over the row count, then loops over panels and the last columns."""
-
-    def __init__(
-        self, builder: ir.IRBuilder, scalar: ir.Type, operand: ir.Type, lanes: int
-    ) -> None:
-        super().__init__(builder, scalar, lanes)
-        self.operand = ir.VectorType(operand, lanes)
-        self.panel = VECTORS * lanes
-        self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
-        self.step_m = self.step_k = self.p_step = self.K = self.columns = self.add = None
 
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
@@ -282,8 +282,3 @@ class Tile(Emitter):
 
     def times(self, m: int, stride: ir.Value) -> ir.Value:
         return self.builder.mul(self.at(m), stride)
-
-    def step(self, pointer: ir.Value, *offsets: ir.Value) -> ir.Value:
-        for offset in offsets:
-            pointer = self.builder.gep(pointer, [offset])
-        return pointer

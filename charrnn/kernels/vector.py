@@ -26,6 +26,12 @@ class Emitter:
             phi.add_incoming(value, block)
         return phi
 
+    def step(self, pointer: ir.Value, *offsets: ir.Value) -> ir.Value:
+        """The pointer some elements further."""
+        for offset in offsets:
+            pointer = self.builder.gep(pointer, [offset])
+        return pointer
+
     def splat(self, x: ir.Value) -> ir.Value:
         """A vector with x in every lane."""
         b, undefined = self.builder, ir.Constant(ir.VectorType(x.type, self.lanes), ir.Undefined)
@@ -69,3 +75,24 @@ class Emitter:
         lanes = f"v{self.lanes}{self.vector.element.intrinsic_name}"
         full = f"llvm.masked.{name}.{lanes}.p0"
         return cgutils.get_or_insert_function(self.builder.module, kind, full)
+
+
+class TileEmitter(Emitter):
+    """A tile of a product: some rows of ``C = A @ P``, or of ``C = D + A @ P``.
+
+    Attributes
+    ----------
+    c, d, a, p : pointers to the first elements
+    ldc, ldd, step_m, step_k, p_step : elements between rows of C, rows of D, rows and columns of A,
+        and panels of P
+    K, columns, add : the inner dimension, C's columns, and whether D is added
+    """
+
+    def __init__(
+        self, builder: ir.IRBuilder, scalar: ir.Type, operand: ir.Type, lanes: int, vectors: int
+    ) -> None:
+        super().__init__(builder, scalar, lanes)
+        self.operand = ir.VectorType(operand, lanes)
+        self.panel = vectors * lanes
+        self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
+        self.step_m = self.step_k = self.p_step = self.K = self.columns = self.add = None
