@@ -7,8 +7,8 @@ always full: inner dimensions are padded to whole `GRAIN`s, rows beyond the last
 written. A register whose rows do not lie each in one cache line takes several times as long to
 load, so operands begin with a cache line and so do their rows.
 
-The sums pass through a buffer on the stack, where rows and columns beyond the last are left and
-what they are added to comes last, as in `charrnn.kernels.tile.Tile`.
+A register of which some rows or columns lie beyond the last passes through a buffer on the stack.
+Sums start from what they are added to.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ class MatrixTile(TileEmitter):
 
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
-        self.sums = cgutils.alloca_once(b, ir.ArrayType(self.vector, len(SUMS) * SIDE))
-        self.sums.align = 64
+        self.rows = rows
+        self.buffer = cgutils.alloca_once(b, ir.ArrayType(self.vector, len(SUMS) * SIDE))
+        self.buffer.align = 64
         self.call("ldtilecfg", self.configuration())
         with b.if_else(b.icmp_signed(">", rows, self.at(SIDE))) as (many, few):
             with many:
-                self.sweep(rows, down=2, across=2)
+                self.sweep(down=2, across=2)
             with few:
-                self.sweep(rows, down=1, across=4)
+                self.sweep(down=1, across=4)
         self.call("tilerelease")
 
     def configuration(self) -> ir.Value:
@@ -50,7 +51,7 @@ class MatrixTile(TileEmitter):
         made = cgutils.global_constant(self.builder, "tile.configuration", constant)
         return self.builder.bitcast(made, POINTER)
 
-    def sweep(self, rows: ir.Value, down: int, across: int) -> None:
+    def sweep(self, down: int, across: int) -> None:
         """All columns, ``across`` registers at a time; fewer for the last ones."""
         b, width = self.builder, self.at(across * SIDE)
         with cgutils.for_range_slice(b, self.at(0), self.columns, width, self.index) as (column, _):
@@ -63,54 +64,82 @@ class MatrixTile(TileEmitter):
                 if n < across:
                     switch.add_case(self.at(n), block)
                 b.position_at_end(block)
-                self.product(down, n, column)
-                self.finish(rows, n, column, left)
+                self.product(down, n, column, left)
                 b.branch(end)
             b.position_at_end(end)
 
-    def product(self, down: int, across: int, column: ir.Value) -> None:
-        """``down`` x ``across`` registers of sums, and these into the buffer."""
+    def product(self, down: int, across: int, column: ir.Value, left: ir.Value) -> None:
+        """``down`` x ``across`` registers of sums over the inner dimension."""
         b, panel = self.builder, self.at(self.panel)
         place = b.add(b.mul(b.sdiv(column, panel), self.p_step), b.srem(column, panel))
-        a_row, p_row = (b.mul(n, self.at(4)) for n in (self.step_m, panel))
-        for i in range(down * across):
-            self.call("tilezero", BYTE(SUMS[i]))
-        with cgutils.for_range_slice(
-            b, self.at(0), self.K, self.at(SIDE), self.index
-        ) as (k, _):  # fmt: skip
-            left, right = b.gep(self.a, [k]), b.gep(self.p, [b.add(place, b.mul(k, panel))])
+        for m in range(down):
+            with b.if_else(self.add) as (add, zero):
+                with add:
+                    self.transfer(False, m, across, column, left)
+                with zero:
+                    for n in range(across):
+                        self.call("tilezero", BYTE(SUMS[m * across + n]))
+        stop, step = self.K, self.at(SIDE)
+        with cgutils.for_range_slice(b, self.at(0), stop, step, self.index) as (k, _):
+            a, p = b.gep(self.a, [k]), b.gep(self.p, [b.add(place, b.mul(k, panel))])
             for m in range(down):
-                row = b.gep(left, [b.mul(self.at(m * SIDE), self.step_m)])
-                self.call("tileloadd64", BYTE(LEFT[m]), b.bitcast(row, POINTER), a_row)
+                row = b.gep(a, [b.mul(self.at(m * SIDE), self.step_m)])
+                self.move("tileloadd64", LEFT[m], row, self.step_m)
             for n in range(across):
                 passing = RIGHT[n % 2]
-                at = b.bitcast(b.gep(right, [self.at(n * SIDE)]), POINTER)
-                self.call("tileloadd64", BYTE(passing), at, p_row)
+                self.move("tileloadd64", passing, b.gep(p, [self.at(n * SIDE)]), panel)
                 for m in range(down):
-                    self.call("tdpbf16ps", BYTE(SUMS[m * across + n]), BYTE(LEFT[m]), BYTE(passing))
-        buffer = b.bitcast(self.sums, POINTER)
+                    numbers = SUMS[m * across + n], LEFT[m], passing
+                    self.call("tdpbf16ps", *map(BYTE, numbers))
         for m in range(down):
-            for n in range(across):
-                at = b.gep(buffer, [self.at((m * SIDE * across + n) * 64)])
-                self.call("tilestored64", BYTE(SUMS[m * across + n]), at, self.at(64 * across))
+            self.transfer(True, m, across, column, left)
 
-    def finish(self, rows: ir.Value, across: int, column: ir.Value, left: ir.Value) -> None:
-        """Store the sums, or D and the sums."""
+    def transfer(self, store: bool, m: int, across: int, column: ir.Value, left: ir.Value) -> None:
+        """The m-th registers side by side to C, or from D: through the buffer if not all is."""
+        b, sums, first = self.builder, SUMS[m * across : (m + 1) * across], self.at(m * SIDE)
+        name, array, step = (
+            ("tilestored64", self.c, self.ldc) if store else ("tileloadd64", self.d, self.ldd)
+        )
+        array = b.gep(array, [b.add(b.mul(first, step), column)])
+        rows = b.sub(self.rows, first)
+        whole = b.and_(
+            b.icmp_signed(">=", rows, self.at(SIDE)),
+            b.icmp_signed(">=", left, self.at(across * SIDE)),
+        )
+        with b.if_else(whole) as (directly, through):
+            with directly:
+                for n, number in enumerate(sums):
+                    self.move(name, number, b.gep(array, [self.at(n * SIDE)]), step)
+            with through:
+                there = b.gep(self.buffer, [self.at(0), self.at(m * SIDE * across)])
+                there = b.bitcast(there, array.type)
+                width = self.at(across * SIDE)
+                if store:
+                    for n, number in enumerate(sums):
+                        self.move(name, number, b.gep(there, [self.at(n * SIDE)]), width)
+                    self.copy(array, step, there, width, rows, across, left)
+                else:
+                    self.copy(there, width, array, step, rows, across, left)
+                    for n, number in enumerate(sums):
+                        self.move(name, number, b.gep(there, [self.at(n * SIDE)]), width)
+
+    def copy(self, to, to_step, source, step, rows, across, left):
+        """Copy up to a register's rows of ``across`` vectors, the last of which is masked."""
         b = self.builder
-        mask = self.mask(b.sub(left, self.at((across - 1) * SIDE)))
-        masks = [None] * (across - 1) + [mask]
-        with b.if_else(self.add) as (add, set_):
-            for way in (add, set_):
-                with way, cgutils.for_range(b, rows, intp=self.index) as loop:
-                    c = b.gep(self.c, [b.add(b.mul(loop.index, self.ldc), column)])
-                    d = b.gep(self.d, [b.add(b.mul(loop.index, self.ldd), column)])
-                    for n, mask in enumerate(masks):
-                        at = b.add(b.mul(loop.index, self.at(across)), self.at(n))
-                        value = b.load(b.gep(self.sums, [self.at(0), at]), align=64)
-                        if way is add:
-                            other = b.gep(d, [self.at(n * SIDE)])
-                            value = b.fadd(self.load(other, self.vector, mask), value)
-                        self.store(value, b.gep(c, [self.at(n * SIDE)]), mask)
+        rows = b.select(b.icmp_signed("<", rows, self.at(SIDE)), rows, self.at(SIDE))
+        masks = [None] * (across - 1) + [self.mask(b.sub(left, self.at((across - 1) * SIDE)))]
+        with cgutils.for_range(b, rows, intp=self.index) as loop:
+            for n, mask in enumerate(masks):
+                first, second = (
+                    b.gep(x, [b.add(b.mul(loop.index, s), self.at(n * SIDE))])
+                    for x, s in ((to, to_step), (source, step))
+                )
+                self.store(self.load(second, self.vector, mask), first, mask)
+
+    def move(self, name: str, number: int, first: ir.Value, step: ir.Value) -> None:
+        """Load or store a register; its rows are ``step`` elements of 4 bytes apart."""
+        b = self.builder
+        self.call(name, BYTE(number), b.bitcast(first, POINTER), b.mul(step, self.at(4)))
 
     def call(self, name: str, *args: ir.Value) -> None:
         """One of the unit's instructions; LLVM knows them by the numbers of the registers."""
