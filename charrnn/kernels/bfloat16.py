@@ -79,13 +79,13 @@ def emit_pair(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     return pairs
 
 
-def emit_neighbours(b: ir.IRBuilder, x: ir.Value) -> ir.Value:
-    """Neighbours in a vector as pairs."""
-    n = x.type.count // 2
-    halves = range(n) if HAS_BF16 else range(0, 2 * n, 2)
-    first = b.shuffle_vector(x, x, _indices(halves))
-    second = b.shuffle_vector(x, x, _indices([i + (n if HAS_BF16 else 1) for i in halves]))
-    return (_emit_halves if HAS_BF16 else emit_pair)(b, first, second)
+def emit_neighbours(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    """Neighbours as pairs: those in ``first``, then those in ``second``."""
+    if HAS_BF16:
+        return _emit_halves(b, first, second)
+    n = first.type.count
+    even, odd = (b.shuffle_vector(first, second, _indices(range(i, 2 * n, 2))) for i in (0, 1))
+    return emit_pair(b, even, odd)
 
 
 def _emit_halves(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:

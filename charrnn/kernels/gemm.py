@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import pairs, unpaired
@@ -83,6 +83,17 @@ def halves(P, rows, k):
     return np.empty(rows * steps_of(P, k) if P.dtype == np.uint32 else 0, np.uint32)
 
 
+@intrinsic
+def address(typingctx, array):
+    """Where an array begins; its attribute `ctypes` would take seconds to compile."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(array)(context, builder, value=args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+    return types.intp(array), codegen
+
+
 @overload(halves)
 def _halves(P, rows, k):
     beyond = most_rows(str(P.dtype)) if P.dtype == types.uint32 else 0
@@ -90,7 +101,7 @@ def _halves(P, rows, k):
     def impl(P, rows, k):
         size = rows * steps_of(P, k)
         room = np.empty(size + beyond * steps_of(P, k) + 16, np.uint32)
-        start = -room.ctypes.data % 64 // 4
+        start = -address(room) % 64 // 4
         return room[start : start + size]
 
     return impl if P.dtype == types.uint32 else lambda P, rows, k: np.empty(0, np.uint32)
@@ -225,11 +236,7 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
         tiles = -(-(m1 - m0) // most)
         room = 2 * K * width
         D_panels = scratch[:room].reshape(2, K, width)
-        A_tiles = tiles_of(scratch[room:], tiles, K)
-        step_k, step_m = (
-            A_tiles.strides[1] // A_tiles.itemsize,
-            A_tiles.strides[2] // A_tiles.itemsize,
-        )
+        A_tiles, step_m, step_k = tiles_of(scratch[room:], tiles, K)
         ahead = -(-DEPTH // max(1, tiles))
         newest = (R - 1) // DEPTH * DEPTH
         for r0 in range(newest, -1, -DEPTH):

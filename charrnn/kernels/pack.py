@@ -19,6 +19,7 @@ from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
 from charrnn.kernels.jit import HAS_AMX, VECTOR_BITS, kernel
 from charrnn.kernels.tile import ROWS, VECTORS, most_rows
+from charrnn.kernels.vector import Emitter
 
 GRAIN = amx.SIDE if HAS_AMX else 1
 """Pairs that an inner dimension is a multiple of; those beyond the last are zero."""
@@ -181,11 +182,11 @@ def pack(P, W, n0, n1):
 
 
 def tiles_of(scratch, tiles, K):
-    """Room for the rows of some tiles, (tiles, K, rows): for the matrix unit K is contiguous."""
-    rows = most_rows(scratch.dtype)
-    if rows == ROWS:
-        return scratch[: tiles * K * rows].reshape(tiles, K, rows)
-    return scratch[: tiles * K * rows].reshape(tiles, rows, K).transpose(0, 2, 1)
+    """Room for the rows of some tiles, and the steps from row to row and from k to k in it.
+
+    Its shape is (tiles, K, rows), or (tiles, rows, K) for the matrix unit.
+    """
+    return scratch[: tiles * K * ROWS].reshape(tiles, K, ROWS), 1, ROWS
 
 
 @overload(tiles_of)
@@ -193,10 +194,10 @@ def _tiles_of(scratch, tiles, K):
     rows = most_rows(str(scratch.dtype))
 
     def impl(scratch, tiles, K):
-        return scratch[: tiles * K * rows].reshape(tiles, K, rows)
+        return scratch[: tiles * K * rows].reshape(tiles, K, rows), 1, rows
 
     def impl_matrix(scratch, tiles, K):
-        return scratch[: tiles * K * rows].reshape(tiles, rows, K).transpose(0, 2, 1)
+        return scratch[: tiles * K * rows].reshape(tiles, rows, K), K, 1
 
     return impl if rows == ROWS else impl_matrix
 
@@ -204,7 +205,7 @@ def _tiles_of(scratch, tiles, K):
 def pack_rows(P, A, m0, m1):
     """Pack the columns m0 <= m < m1 of A for tiles: ``P[p, k, j] = A[k, m0 + p * rows + j]``.
 
-    P is from `tiles_of`.
+    P is from `tiles_of`; for the matrix unit it is ``P[p, j, k]``.
     """
     _pack_lines(P, A, m0, m1)
 
@@ -217,16 +218,16 @@ def _pack_rows(P, A, m0, m1):
 
 @kernel
 def _pack_squares(P, A, m0, m1):
-    """`pack_rows` where K is contiguous: squares of pairs are transposed."""
-    K, width, n = A.shape[0], P.shape[2], lanes_of(A)
+    """`pack_rows` for the matrix unit: squares of pairs are transposed."""
+    K, width, n = A.shape[0], P.shape[1], lanes_of(A)
     columns = m1 - m0
     whole_m, whole = columns // n * n, K // (2 * n) * n
     for i in range(0, whole, n):
         for m in range(0, whole_m, n):
-            transpose_pairs(P, m // width, i, m % width, A, m0 + m)
+            transpose_pairs(P, m // width, m % width, i, A, m0 + m)
     for m in range(columns):
-        for i in range(whole if m < whole_m else 0, P.shape[1]):
-            P[m // width, i, m % width] = element(P, A[:, m0 + m], i)
+        for i in range(whole if m < whole_m else 0, P.shape[2]):
+            P[m // width, m % width, i] = element(P, A[:, m0 + m], i)
 
 
 @kernel
@@ -266,24 +267,19 @@ def round_rows(half, A):
     """The rows of A (T, M, K) as pairs: a part of ``half`` of shape (T, M, `steps` of K)."""
     T, M, K = A.shape
     n, size = lanes_of(half), steps_of(half, K)
-    whole = K // (2 * n) * n
     rounded = half[: T * M * size].reshape(T, M, size)
     for t in range(T):
         for m in range(M):
-            for i in range(0, whole, n):
+            for i in range(0, size, n):
                 put_pairs(rounded, t, m, i, A)
-            for i in range(whole, (K + 1) // 2):
-                rounded[t, m, i] = element(half, A[t, m], i)
-            for i in range((K + 1) // 2, size):
-                rounded[t, m, i] = 0
     return rounded
 
 
 def put_pairs(rounded, t, m, i, A):
-    """Round the pairs i to i + n of a row, n the lanes of a vector."""
+    """Round the pairs i to i + n of a row, n the lanes of a vector, or those up to its end."""
     n = lanes_of(rounded)
-    row = A[t, m, 2 * i : 2 * (i + n)]
-    rounded[t, m, i : i + n] = pairs(row.reshape(-1, 1))[:, 0]
+    row = pairs(A[t, m, 2 * i : 2 * (i + n)].reshape(-1, 1))[:, 0]
+    rounded[t, m, i : i + len(row)] = row
 
 
 @overload(put_pairs)
@@ -291,23 +287,37 @@ def _put_pairs(rounded, t, m, i, A):
     def impl(rounded, t, m, i, A):
         to = t * rounded.strides[0] + m * rounded.strides[1] + i * rounded.strides[2]
         source = t * A.strides[0] + m * A.strides[1] + 2 * i * A.strides[2]
-        _vector_pairs(rounded, to, A, source)
+        _vector_pairs(rounded, to, A, source, rounded.shape[2] - i, A.shape[2] - 2 * i)
 
     return impl
 
 
 @intrinsic
-def _vector_pairs(typingctx, rounded, to, A, source):
-    """Round neighbours to pairs."""
+def _vector_pairs(typingctx, rounded, to, A, source, room, left):
+    """Round neighbours, of which so many are left, to pairs, for which there is so much room."""
 
     def codegen(context, builder, signature, args):
         b, n = builder, lanes("float32")
-        both = b.load(_vector_pointer(context, b, signature, args, 2, 2 * n), align=4)
-        to = _vector_pointer(context, b, signature, args, 0, n)
-        b.store(emit_neighbours(b, both), to, align=4)
+        e = Emitter(b, ir.FloatType(), n)
+        to, source = (_vector_pointer(context, b, signature, args, i, n) for i in (0, 2))
+        room, left = args[4:]
+        second = b.gep(source, [ir.Constant(ir.IntType(32), 1)])
+        whole = b.icmp_signed(">=", left, e.at(2 * n))
+        with b.if_else(whole) as (all_of_them, some):
+            with all_of_them:
+                loaded = [e.load(x, e.vector) for x in (source, second)]
+                b.store(emit_neighbours(b, *loaded), to, align=4)
+            with some:
+                masks = e.mask(left), e.mask(b.sub(left, e.at(n)))
+                loaded = [
+                    e.load(x, e.vector, mask)
+                    for x, mask in zip((source, second), masks, strict=True)
+                ]
+                pairs = b.bitcast(emit_neighbours(b, *loaded), e.vector)
+                e.store(pairs, to, e.mask(room))
         return context.get_dummy_value()
 
-    return types.void(rounded, types.intp, A, types.intp), codegen
+    return types.void(rounded, types.intp, A, *[types.intp] * 3), codegen
 
 
 def _packed_rows(P, W):
@@ -395,12 +405,15 @@ def _vector_transpose(typingctx, P, to, p_row, W, source, w_row):
 
 
 @intrinsic
-def transpose_pairs(typingctx, P, p, i, j, A, m):
-    """Pack the pairs of ``A[2 * i : 2 * (i + n), m : m + n]``, n the lanes of a vector."""
+def transpose_pairs(typingctx, P, p, j, i, A, m):
+    """Pack the pairs of ``A[2 * i : 2 * (i + n), m : m + n]`` from ``P[p, j, i]`` on.
+
+    There are n numbers in a vector.
+    """
 
     def codegen(context, builder, signature, args):
         b, n = builder, lanes("float32")
-        P, p, i, j, A, m = args
+        P, p, j, i, A, m = args
         to, source = (
             (context.make_array(signature.args[k])(context, b, value=args[k]))
             for k in (0, 4)
@@ -421,10 +434,10 @@ def transpose_pairs(typingctx, P, p, i, j, A, m):
         rows = [b.load(pointer(source, at(twice, k), m), align=4) for k in range(2 * n)]
         pairs = [emit_pair(b, *rows[k : k + 2]) for k in range(0, 2 * n, 2)]
         for k, value in enumerate(_transposed(b, pairs)):
-            b.store(value, pointer(to, p, i, at(j, k)), align=4)
+            b.store(value, pointer(to, p, at(j, k), i), align=4)
         return context.get_dummy_value()
 
-    return types.void(P, p, i, j, A, m), codegen
+    return types.void(P, p, j, i, A, m), codegen
 
 
 def _transposed(builder, rows):
