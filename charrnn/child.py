@@ -1,4 +1,4 @@
-"""An object in a process of its own, which sleeps until it is asked something."""
+"""Work in a process of its own, such as an object that sleeps until it is asked something."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
+
+
+def started(work: Callable[..., None], *arguments: Any) -> SpawnProcess:
+    """A process that does ``work``; Ctrl-C does not reach it, and it ends with this one.
+
+    All has to be picklable. The main module is imported once more, under another name.
+    """
+    process = multiprocessing.get_context("spawn").Process(
+        target=work, args=arguments, daemon=True
+    )
+    main = threading.current_thread() is threading.main_thread()
+    with _deaf() if main else contextlib.nullcontext():
+        process.start()
+    return process
+
+
+def orphaned() -> bool:
+    """Whether the process that has started this one has ended."""
+    parent = multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 class ChildError(RuntimeError):
@@ -24,14 +45,9 @@ class Child:
     """
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, make, arguments), name=make.__name__, daemon=True
-        )
-        main = threading.current_thread() is threading.main_thread()
-        with _deaf() if main else contextlib.nullcontext():
-            self._process.start()
+        self._connection, theirs = multiprocessing.Pipe()
+        self._process = started(_serve, theirs, make, arguments)
+        self._name = make.__name__
         theirs.close()
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -46,7 +62,7 @@ class Child:
             failed, answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(1)
-            what = f"{self._process.name}: the process ended, status {self._process.exitcode}"
+            what = f"{self._name}: the process ended, status {self._process.exitcode}"
             raise ChildError(what) from None
         if failed:
             raise ChildError(answer)

@@ -192,7 +192,8 @@ class _View:
                 leave=False,
                 bar_format=f"step {e['step']}/{e['total_steps']} |{{bar}}|",
             )
-            self.bar.dynamic_ncols = lambda stream: (self.columns(), None)
+            width: Any = lambda stream: (self.columns(), None)  # noqa: E731  as tqdm wants it
+            self.bar.dynamic_ncols = width
 
     def on_step(self, event: Event) -> None:
         # Runs thousands of times a second: nothing is formatted before it is due.

@@ -469,7 +469,7 @@ class Run:
     def _compile(self) -> Iterator[Event]:
         """Compile what the steps need; with a word of it, if there is anything to compile."""
         kernels = self.learner.kernels()
-        count = jit.uncompiled(kernels)
+        count = len(jit.uncompiled(kernels))
         if count:
             how_often = "once per installation"
             if jit.CACHE_PROBLEM:
@@ -482,7 +482,7 @@ class Run:
 
     def uncompiled(self) -> int:
         """Kernels that the first step will have to compile."""
-        return jit.uncompiled(self.learner.kernels())
+        return len(jit.uncompiled(self.learner.kernels()))
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)

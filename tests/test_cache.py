@@ -365,7 +365,7 @@ calls = [(add, (a, a.copy(), 0, rows)) for a in (x, wide) for rows in (3, 2)]
 calls.append((sgd, (x.ravel(), x.ravel(), np.ones(4, np.float32), 0, 24)))
 
 def left():
-    return jit.uncompiled(part for call in calls for part in code(call))
+    return len(jit.uncompiled(part for call in calls for part in code(call)))
 
 before = left()
 table = Table(calls)
@@ -386,3 +386,36 @@ def test_the_kernels_to_come_are_counted(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     assert run(UNCOMPILED, file) == [6, 6, 0]
+
+
+HELPED = """
+import json, multiprocessing, time
+import numpy as np
+from charrnn import compiling
+from charrnn.kernels import jit
+from charrnn.kernels.dropout import add
+from charrnn.kernels.program import code
+from charrnn.kernels.update import sgd
+
+x = np.zeros((2, 3, 4), np.float32)
+calls = [(add, (x, x, 0, 3)), (sgd, (x.ravel(), x.ravel(), np.ones(4, np.float32), 0, 24))]
+codes = [part for call in calls for part in code(call)]
+compiling.available = lambda: 2
+few = []
+with compiling.helped(codes):
+    few.append(multiprocessing.active_children())
+compiling.WORTH = len(codes)
+with compiling.helped(codes):
+    end = time.monotonic() + 120
+    while jit.uncompiled(codes) and time.monotonic() < end:
+        time.sleep(0.05)
+with compiling.helped(codes):
+    few.append(multiprocessing.active_children())
+print(json.dumps([len(jit.uncompiled(codes)), jit.compiled, few]))
+"""
+
+
+@compiler_only
+def test_another_process_compiles_too(tmp_path: Path) -> None:
+    """Here all, since the first one only waits; for few kernels, or none, there is no other."""
+    assert run(HELPED, tmp_path) == [0, 0, [[], []]]

@@ -718,7 +718,7 @@ def test_compilation_gives_way(
 ) -> None:
     run = begin(tmp_path / "run", text)
     with monkeypatch.context() as patch:
-        patch.setattr(jit, "uncompiled", lambda code: 3)
+        patch.setattr(jit, "uncompiled", lambda code: [None] * 3)
         events = run.events()
         assert next(events)["text"].startswith("compiling 3 kernels")
         run.interrupt()

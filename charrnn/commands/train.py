@@ -65,6 +65,7 @@ def train(
 
     from charrnn import runs
     from charrnn import tensorboard as board
+    from charrnn.compiling import helped
     from charrnn.live import beside
 
     if tensorboard:
@@ -75,7 +76,7 @@ def train(
         else:
             run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     tell_details(run, run.config.options())
-    with _stopping(run) as received:
+    with _stopping(run) as received, helped(run.learner.kernels()):
         events = _collected(run.events())
         if tensorboard:
             events = board.written(events, run.folder)

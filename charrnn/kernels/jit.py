@@ -325,11 +325,11 @@ def kernel(function: F) -> F:
     return dispatcher
 
 
-def uncompiled(codes: Iterable[Code]) -> int:
-    """How many of these have neither run nor are in the cache."""
+def uncompiled(codes: Iterable[Code]) -> list[Code]:
+    """Those that have neither run nor are in the cache, each once."""
     if config.DISABLE_JIT:
-        return 0
-    return sum(not _is_compiled(*code) for code in set(codes))
+        return []
+    return [code for code in dict.fromkeys(codes) if not _is_compiled(*code)]
 
 
 def _is_compiled(kernel: Any, signature: tuple[Any, ...]) -> bool:
