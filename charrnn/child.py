@@ -17,9 +17,7 @@ def started(work: Callable[..., None], *arguments: Any) -> SpawnProcess:
 
     All has to be picklable. The main module is imported once more, under another name.
     """
-    process = multiprocessing.get_context("spawn").Process(
-        target=work, args=arguments, daemon=True
-    )
+    process = multiprocessing.get_context("spawn").Process(target=work, args=arguments, daemon=True)
     main = threading.current_thread() is threading.main_thread()
     with _deaf() if main else contextlib.nullcontext():
         process.start()

@@ -192,7 +192,7 @@ class _View:
                 leave=False,
                 bar_format=f"step {e['step']}/{e['total_steps']} |{{bar}}|",
             )
-            width: Any = lambda stream: (self.columns(), None)  # noqa: E731  as tqdm wants it
+            width: Any = lambda stream: (self.columns(), None)
             self.bar.dynamic_ncols = width
 
     def on_step(self, event: Event) -> None:
