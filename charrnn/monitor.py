@@ -145,7 +145,7 @@ class _View:
         self.nats = 0.0  # smoothed training loss
         self.val_nats: float | None = None
         self.folder: Path | None = None
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None  # a tqdm, whose types take dynamic_ncols for a flag alone
 
     def take(self, event: Event) -> None:
         handler = getattr(self, "on_" + event["event"], None)  # "train" is for metrics.jsonl
@@ -192,8 +192,7 @@ class _View:
                 leave=False,
                 bar_format=f"step {e['step']}/{e['total_steps']} |{{bar}}|",
             )
-            width: Any = lambda stream: (self.columns(), None)
-            self.bar.dynamic_ncols = width
+            self.bar.dynamic_ncols = lambda stream: (self.columns(), None)
 
     def on_step(self, event: Event) -> None:
         # Runs thousands of times a second: nothing is formatted before it is due.

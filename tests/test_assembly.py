@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 from llvmlite import binding, ir
 
-from charrnn.kernels import tile
+from charrnn.kernels import amx, tile
 from charrnn.kernels.tile import Tile, together, vectors_for
+from charrnn.kernels.vector import TileEmitter
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 PROCESSORS = {  # triple, bits of a vector, registers, features
@@ -21,10 +22,11 @@ PROCESSORS = {  # triple, bits of a vector, registers, features
     "haswell": (X86, 256, 16, ""),
     "skylake-avx512": (X86, 512, 32, "-prefer-256-bit"),
     "znver4": (X86, 512, 32, "-prefer-256-bit"),
+    "sapphirerapids": (X86, 512, 32, "-prefer-256-bit"),
     "generic": (ARM, 128, 32, "+neon"),
     "apple-m1": (ARM, 128, 32, ""),
 }
-MULTIPLY = re.compile(r"\s(mulp[sd]|vfn?m\w+p[sd]|fmla|vdpbf16ps)\s")
+MULTIPLY = re.compile(r"\s(mulp[sd]|vfn?m\w+p[sd]|fmla|vdpbf16ps|tdpbf16ps)\s")
 STACK = re.compile(r"\(%rsp|\[sp\b")
 BRANCH = re.compile(r"\s(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z.*,)\s+(\.L\w+)")
 
@@ -47,7 +49,9 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-def assembly(processor: str, scalar: ir.Type, operand: ir.Type, lanes: int) -> list[str]:
+def assembly(
+    processor: str, scalar: ir.Type, operand: ir.Type, lanes: int, kind: type[TileEmitter] = Tile
+) -> list[str]:
     """A function that is one tile."""
     pointers = [ir.PointerType(kind) for kind in (scalar, scalar, operand, operand)]
     index = ir.IntType(64)
@@ -55,7 +59,7 @@ def assembly(processor: str, scalar: ir.Type, operand: ir.Type, lanes: int) -> l
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    made = Tile(builder, scalar, operand, lanes, tile.VECTORS)
+    made = kind(builder, scalar, operand, lanes, tile.VECTORS)
     made.c, made.d, made.a, made.p, made.ldc, made.ldd, made.step_m, made.step_k = function.args[:8]
     made.p_step, made.K, rows, made.columns, made.add = function.args[8:]
     made.emit(rows)
@@ -94,9 +98,24 @@ def test_inner_loops_stay_in_registers(target: str) -> None:
 
 
 def test_pairs_of_bfloat16(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if target != "znver4":
+    if target not in ("znver4", "sapphirerapids"):
         pytest.skip("has no dot product of bfloat16")
     monkeypatch.setattr(tile, "HAS_BF16", True)
     loops = list(inner_loops(assembly(target, ir.FloatType(), ir.IntType(32), 16)))
     assert not any(STACK.search(line) for body in loops for line in body)
     assert max(sum("vdpbf16ps" in line for line in body) for body in loops) == 24
+
+
+def test_the_matrix_unit_is_kept_busy(target: str) -> None:
+    """A register of an operand is loaded once a step, and sums stay where they are."""
+    if target != "sapphirerapids":
+        pytest.skip("has no unit for matrices")
+    float32, pairs = ir.FloatType(), ir.IntType(32)
+    loops = list(inner_loops(assembly(target, float32, pairs, 16, amx.MatrixTile)))
+    counts = set()
+    for body in loops:
+        assert not any(STACK.search(line) for line in body), "\n".join(body)
+        assert not any("tilestored" in line or "tilezero" in line for line in body)
+        counts.add(tuple(sum(x in line for line in body) for x in ("tdpbf16ps", "tileload")))
+    # Rows x columns of registers: products, loads of operands.
+    assert counts == {(m * n, m + n) for m, n in ((2, 1), (2, 2), (1, 1), (1, 2), (1, 3), (1, 4))}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from charrnn import cache
+from charrnn.kernels import jit
 
 ARITHMETIC = ("test_gemm.py", "test_elementwise.py")
 ALL = (*ARITHMETIC, "test_update.py", "test_cells.py")
@@ -24,6 +25,12 @@ SETTINGS = {
     "fence before": ({"CHARRNN_FENCE": "begin"}, "portable or strict", STRICT),
     # 256 bits; without the second setting, Numba keeps what the real processor has beyond a name
     "haswell": ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": ""}, "portable", ARITHMETIC),
+    # products of bfloat16 without the matrix unit
+    "no AMX": (
+        {"NUMBA_CPU_FEATURES": ",".join(x for x in jit.FEATURES if "amx" not in x)},
+        "portable",
+        ("test_gemm.py",),
+    ),
     # 128 bits, no fused multiply-add
     "generic": ({"NUMBA_CPU_NAME": "generic"}, "portable", ARITHMETIC),
 }
@@ -41,6 +48,8 @@ def processes(
     started = {}
     for name, (settings, marks, files) in SETTINGS.items():
         if name == "haswell" and platform.machine() not in ("x86_64", "AMD64"):
+            continue
+        if name == "no AMX" and not jit.HAS_AMX:
             continue
         fenced = name.startswith("fence")
         if fenced and sys.platform != "linux":
