@@ -140,7 +140,7 @@ def measure(task: Task, torch: bool) -> dict[str, Any]:
 
 def start(ours: Ours) -> dict[str, Any]:
     """Take the first steps: kernels are compiled or loaded, numbers of threads tried."""
-    compiled = ours.run.uncompiled()
+    compiled = len(ours.run.uncompiled())
     first, usual = _seconds(ours.step), _seconds(ours.step)
     while ours.run.tuner.searching:
         usual = min(usual, _seconds(ours.step))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from charrnn.child import orphaned, started
@@ -21,12 +21,11 @@ WORTH = 8
 
 
 @contextlib.contextmanager
-def helped(kernels: Iterable[jit.Code]) -> Iterator[None]:
-    """Compile ``kernels`` in a process beside this one if many are not in the cache.
+def helped(missing: Sequence[jit.Code]) -> Iterator[None]:
+    """Compile kernels that are ``missing`` in a process beside this one, if they are many.
 
     It starts the main module once more, which therefore has to do nothing when it is imported.
     """
-    missing = jit.uncompiled(kernels)
     if len(missing) < WORTH or jit.CACHE_FOLDER is None or available() < 2:
         yield
         return

@@ -165,8 +165,8 @@ class ModelConfig(Section):
     )
     precision: str = option(
         "float32",
-        "Factors of matrix products; bf16, on processors that multiply it, is up to twice as fast "
-        "(sums and weights stay float32).",
+        "Factors of matrix products; bf16, on processors that multiply it, is up to twice as fast, "
+        "with a matrix unit more (sums and weights stay float32).",
         choices=("float32", "bf16"),
     )
     dtype: str = option(

@@ -468,21 +468,20 @@ class Run:
 
     def _compile(self) -> Iterator[Event]:
         """Compile what the steps need; with a word of it, if there is anything to compile."""
-        kernels = self.learner.kernels()
-        count = len(jit.uncompiled(kernels))
-        if count:
+        kernels = self.uncompiled()
+        if kernels:
             how_often = "once per installation"
             if jit.CACHE_PROBLEM:
                 how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
-            yield self._note(f"compiling {count} kernels, {how_often}: some 20 seconds")
-        for kernel in kernels if count else ():
+            yield self._note(f"compiling {len(kernels)} kernels, {how_often}: some 20 seconds")
+        for kernel in kernels:
             if self._interrupted:
                 break
             kernel.address()  # compiles it
 
-    def uncompiled(self) -> int:
+    def uncompiled(self) -> list[jit.Code]:
         """Kernels that the first step will have to compile."""
-        return len(jit.uncompiled(self.learner.kernels()))
+        return jit.uncompiled(self.learner.kernels())
 
     def _epoch(self) -> float:
         return self.plan.epochs(self.progress.step)

@@ -402,14 +402,14 @@ calls = [(add, (x, x, 0, 3)), (sgd, (x.ravel(), x.ravel(), np.ones(4, np.float32
 codes = [part for call in calls for part in code(call)]
 compiling.available = lambda: 2
 few = []
-with compiling.helped(codes):
+with compiling.helped(jit.uncompiled(codes)):
     few.append(multiprocessing.active_children())
 compiling.WORTH = len(codes)
-with compiling.helped(codes):
+with compiling.helped(jit.uncompiled(codes)):
     end = time.monotonic() + 120
     while jit.uncompiled(codes) and time.monotonic() < end:
         time.sleep(0.05)
-with compiling.helped(codes):
+with compiling.helped(jit.uncompiled(codes)):
     few.append(multiprocessing.active_children())
 print(json.dumps([len(jit.uncompiled(codes)), jit.compiled, few]))
 """

@@ -63,6 +63,9 @@ class FakeRun:
     def interrupt(self):
         self.interrupted = True
 
+    def uncompiled(self):
+        return []
+
     def events(self):
         yield START
         self.during()

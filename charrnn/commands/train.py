@@ -76,7 +76,7 @@ def train(
         else:
             run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
     tell_details(run, run.config.options())
-    with _stopping(run) as received, helped(run.learner.kernels()):
+    with _stopping(run) as received, helped(run.uncompiled()):
         events = _collected(run.events())
         if tensorboard:
             events = board.written(events, run.folder)
