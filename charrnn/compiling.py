@@ -30,12 +30,15 @@ def helped(missing: Sequence[jit.Code]) -> Iterator[None]:
         yield
         return
     names = [(k.kernel.__module__, k.kernel.__name__, k.signature) for k in reversed(missing)]
-    process = started(compile_named, names)
+    process = None
+    with contextlib.suppress(OSError):  # no more processes, no more memory
+        process = started(compile_named, names)
     try:
         yield
     finally:
-        process.terminate()
-        process.join()
+        if process is not None:
+            process.terminate()
+            process.join()
 
 
 def compile_named(names: list[tuple[str, str, Any]]) -> None:

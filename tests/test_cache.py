@@ -14,9 +14,9 @@ import numba
 import pytest
 from support import run_python
 
-from charrnn import cache
+from charrnn import cache, compiling
 from charrnn.config import CELLS
-from charrnn.kernels import jit
+from charrnn.kernels import jit, update
 
 compiler_only = pytest.mark.skipif(jit.CACHE_FOLDER is None, reason="there is no cache to test")
 
@@ -419,3 +419,19 @@ print(json.dumps([len(jit.uncompiled(codes)), jit.compiled, few]))
 def test_another_process_compiles_too(tmp_path: Path) -> None:
     """Here all, since the first one only waits; for few kernels, or none, there is no other."""
     assert run(HELPED, tmp_path) == [0, 0, [[], []]]
+
+
+@compiler_only
+def test_without_room_for_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def started(*arguments: Any) -> None:
+        asked.append(arguments)
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(compiling, "started", started)
+    monkeypatch.setattr(compiling, "available", lambda: 2)
+    with compiling.helped([jit.Code(update.sgd, (n,)) for n in range(compiling.WORTH)]):
+        pass
+    names = [("charrnn.kernels.update", "sgd", (n,)) for n in reversed(range(compiling.WORTH))]
+    assert asked == [(compiling.compile_named, names)]
