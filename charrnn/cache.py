@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 STALE_DAYS = 30
 """What nobody has used for so long is removed."""
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+announce: Callable[[str], None] = _say_nothing
+"""Is told, once, that something slow has to be done for a cache. The command line shows it."""
 
 
 def root(kind: str) -> Path:

@@ -16,8 +16,8 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from charrnn import __version__, completion
-from charrnn.commands import VERBOSE
+from charrnn import __version__, cache, completion
+from charrnn.commands import VERBOSE, note
 from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
 from charrnn.commands.gradients import gradients
@@ -144,6 +144,8 @@ def cli(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    if ctx.invoked_subcommand != "train":  # which counts what it compiles, and may be quiet
+        cache.announce = note
 
 
 for command in (train, sample, evaluate, monitor, plot, runs, info, inspect, gradients, bench):

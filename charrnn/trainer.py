@@ -470,10 +470,8 @@ class Run:
         """Compile what the steps need; with a word of it, if there is anything to compile."""
         kernels = self.uncompiled()
         if kernels:
-            how_often = "once per installation"
-            if jit.CACHE_PROBLEM:
-                how_often = f"at every start, as they are not kept: {jit.CACHE_PROBLEM}"
-            yield self._note(f"compiling {len(kernels)} kernels, {how_often}: some 20 seconds")
+            count, how_often = len(kernels), jit.how_often()
+            yield self._note(f"compiling {count} kernels, {how_often}: some 20 seconds")
         for kernel in kernels:
             if self._interrupted:
                 break

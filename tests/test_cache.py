@@ -388,6 +388,19 @@ def test_the_kernels_to_come_are_counted(tmp_path: Path) -> None:
     assert run(UNCOMPILED, file) == [6, 6, 0]
 
 
+@compiler_only
+def test_that_there_is_something_to_compile_is_said_once(tmp_path: Path) -> None:
+    first = "from charrnn import cache\nsaid = []\ncache.announce = said.append\n"
+    code = first + FEW.replace("[jit.compiled, x.tolist()]", "[jit.compiled, said]")
+    said = "compiling kernels, once per installation: up to 20 seconds"
+    assert run(code, tmp_path) == [2, [said]]
+    assert run(code, tmp_path) == [0, []]
+    file = tmp_path / "file"
+    file.touch()
+    compiled, (said,) = run(code, file)
+    assert compiled == 2 and said.startswith("compiling kernels, at every start, as they are not k")
+
+
 HELPED = """
 import json, multiprocessing, time
 import numpy as np

@@ -18,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 import charrnn
+from charrnn import cache
 from charrnn.cli import cli
+from charrnn.commands import note
 from charrnn.commands import sample as sample_module
 from charrnn.config import Config, SampleConfig
 from charrnn.errors import InputError, SaveError
@@ -164,6 +166,15 @@ def error_of(*args):
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("Error: ")
     return result.stderr.removeprefix("Error: ").rstrip()
+
+
+def test_who_hears_of_the_compiler(trainer, monkeypatch):
+    """train counts its kernels itself; all others say that there are some."""
+    monkeypatch.setattr(cache, "announce", print)
+    run("train", "a.txt")
+    assert cache.announce is print
+    run("sample", "--help")
+    assert cache.announce is note
 
 
 # --- train ---------------------------------------------------------------------------------------

@@ -283,6 +283,8 @@ class _Cache(caching.FunctionCache):
                 rtsys.initialize(target_context)
                 result = self._load_overload(sig, target_context)
         if result is None:
+            if compiled == 0:
+                cache.announce(f"compiling kernels, {how_often()}: up to 20 seconds")
             compiled += 1
         return result
 
@@ -323,6 +325,13 @@ def kernel(function: F) -> F:
     dispatcher._cache = _Cache(function)
     dispatcher._can_compile = True
     return dispatcher
+
+
+def how_often() -> str:
+    """When a person has to wait for the compiler."""
+    if CACHE_PROBLEM:
+        return f"at every start, as they are not kept: {CACHE_PROBLEM}"
+    return "once per installation"
 
 
 def uncompiled(codes: Iterable[Code]) -> list[Code]:
