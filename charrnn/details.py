@@ -17,13 +17,14 @@ MIB = 2**20
 def work(model: Model, options: Mapping[str, Any]) -> list[str]:
     """Lines on versions, processor, threads, kernels, the model's size, and options in force."""
     count, itemsize = model.params.count, model.params.flat.itemsize
+    unit = " (AMX)" if jit.HAS_AMX and model.operands == "bfloat16" else ""
     return [
         "versions   " + ", ".join(f"{name} {value}" for name, value in versions().items()),
         f"processor  {jit.PROCESSOR}, vectors of {jit.VECTOR_BITS} bits",
         f"threads    {model.team.size}; processors that may be used {available()}",
         f"kernels    {jit.CACHE_FOLDER or 'not kept'}",
         f"weights    {count:,} of {model.config.dtype}, {count * itemsize / MIB:.1f} MiB; "
-        f"factors of products {model.operands}",
+        f"factors of products {model.operands}{unit}",
         "options    " + ", ".join(f"{k.replace('_', '-')} {v}" for k, v in options.items()),
     ]
 
