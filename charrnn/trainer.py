@@ -201,7 +201,10 @@ class Run:
                 return (yield from self._diverged("validation loss", p.step))
             best = event["best"]
         if _due(train.sample_every, p.step):
-            yield self._sample()
+            try:
+                yield self._sample()
+            except InputError:  # the weights are finite, but no logit is
+                return (yield from self._diverged("logits of a sample", p.step))
         if best:
             self.saver.save("best.safetensors", self._state())
         if last and p.finished is None:
@@ -489,7 +492,7 @@ class Run:
 
 
 def _is(what: str) -> str:
-    return "are" if what.startswith("weights") else "is"
+    return "are" if what.startswith(("weights", "logits")) else "is"
 
 
 def _due(interval: int, step: int) -> bool:

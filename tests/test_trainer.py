@@ -822,6 +822,23 @@ def test_moments_that_overflow_are_divergence_too(tmp_path: Path) -> None:
     assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] > 0
 
 
+@pytest.mark.parametrize("going_back", ["stop", "rollback"])
+def test_a_sample_without_finite_logits_is_divergence(going_back: str, tmp_path: Path) -> None:
+    """Weights are finite after the first step, but their products are not."""
+    folder = tmp_path / "run"
+    run = begin(
+        folder, model="rnn", activation="identity", learning_rate=1e30, warmup_steps=0,
+        sample_every=1, on_divergence=going_back, max_rollbacks=2,
+    )  # fmt: skip
+    event = end(go(run), "diverged")
+    after = "" if going_back == "stop" else " after 2 rollbacks"
+    assert f"the logits of a sample are no longer finite at step 1{after};" in event["message"]
+    assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] == 0
+    before = outcome(folder)
+    end(go(resume(folder)), "diverged")
+    assert outcome(folder) == before
+
+
 # --- texts ---------------------------------------------------------------------------------------
 
 
