@@ -29,6 +29,16 @@ class InputError(CharRNNError):
     """A wrong option, text, checkpoint or path. Nothing has been written."""
 
 
+class Ended(InputError):
+    """The run has ended, and nothing that was asked for lets it go on.
+
+    For the command line that is no error: who resumes a run until it has ended, in a loop, may kill
+    it just behind its last line.
+    """
+
+    exit_code = 0
+
+
 class Diverged(CharRNNError):
     """The loss or the gradient is no longer finite; the last good checkpoint is kept."""
 

@@ -17,7 +17,7 @@ from charrnn import atomic, checkpoint, facts, runlog
 from charrnn.api import KEPT_TEXT, LanguageModel, are_files, described, load
 from charrnn.config import Config, DataConfig, flag
 from charrnn.data import MOST_VAL, VAL_FRAC, Corpus, part_sizes, read_corpus, split
-from charrnn.errors import Diverged, InputError
+from charrnn.errors import Diverged, Ended, InputError
 from charrnn.model import Model, check_room
 from charrnn.reading import STDIN, Progress
 from charrnn.saving import versions
@@ -130,7 +130,8 @@ def resume(
 
     Raises
     ------
-    InputError : no such run, another text, an option that may not change, or nothing left to do
+    InputError : no such run, another text, or an option that may not change
+    Ended : nothing is left to do
     """
     path = checkpoint.newest_run() if run == "latest" else Path(run)
     folder = path.parent if os.path.isfile(path) else path
@@ -333,7 +334,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
-    """Refuse a run that has ended and of which nothing more is asked."""
+    """Ended if the run has, and nothing more is asked of it."""
     p, train = run.progress, run.config.train
     limit = "--epochs" if train.max_steps is None else "--max-steps"
     if None not in (train.max_steps, train.epoch_limit):
@@ -352,7 +353,7 @@ def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
     )
     if ended:  # else it was killed between its last checkpoint and its last line
         more = "--patience 0 or a larger one" if p.finished == "patience" else f"more {limit}"
-        raise InputError(f"{run.folder} has ended after {p.step:,} steps: to train on, give {more}")
+        raise Ended(f"{run.folder} has ended after {p.step:,} steps: to train on, give {more}")
 
 
 # -- text ---------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from faults_child import PHASE_SIZE, Calls, fail_at, losing  # noqa: E402
 
 from charrnn import api, checkpoint, listing, runlog, runs  # noqa: E402
 from charrnn.config import Config  # noqa: E402
-from charrnn.errors import CharRNNError, InputError, SaveError  # noqa: E402
+from charrnn.errors import CharRNNError, Ended, InputError, SaveError  # noqa: E402
 
 BOOK = (ROOT / "data" / "timemachine.txt").read_text(encoding="utf-8")
 CHARS = 4000
@@ -185,9 +185,7 @@ class Campaign:
         if status == -9:
             where = "a plain process" if plain else phase.read_bytes().decode().strip()
             self.fell[self._place(where)] += 1
-        elif status == 2 and " has ended after " in said:  # killed behind its last line
-            return True
-        elif status or said:
+        elif status or (said and " has ended after " not in said):  # killed behind its last line
             raise Different(f"{folder}: status {status}: {said}")
         return status == 0
 
@@ -346,7 +344,7 @@ def stop_everywhere(
     for where, folder in copies.items():
         try:
             check_readable(folder)
-            with contextlib.suppress(_Ended):
+            with contextlib.suppress(Ended):
                 trained(folder, text, options)
             compare(folder, whole)
         except (Different, CharRNNError) as error:
@@ -439,7 +437,7 @@ def cut_everywhere(
                 found = checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"]
                 if step is not None and found < step:
                     raise Different(f"the checkpoint of step {step} is lost: there is {found}")
-                with contextlib.suppress(_Ended):
+                with contextlib.suppress(Ended):
                     trained(folder, text, options)
                 compare(folder, whole)
         except (Different, CharRNNError) as error:
@@ -447,10 +445,6 @@ def cut_everywhere(
         shutil.rmtree(folder)
         say(f"cut {folder.name}")
     return len(calls.names), len(cuts)
-
-
-class _Ended(Exception):
-    """The run was stopped behind its last line."""
 
 
 # -- calls that fail ------------------------------------------------------------------------------
@@ -472,14 +466,9 @@ class Failures:
 
 
 def trained(folder: Path, text: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The events of a run, begun or resumed."""
+    """The events of a run, begun or resumed; Ended if it was stopped behind its last line."""
     if (folder / "config.json").exists():
-        try:
-            return list(runs.resume(str(folder)).events())
-        except InputError as error:
-            if " has ended after " in str(error):
-                raise _Ended from error
-            raise
+        return list(runs.resume(str(folder)).events())
     config = Config.from_options(options)
     return list(runs.start([str(text)], config, str(folder)).events())
 
@@ -542,7 +531,7 @@ def _after_a_failure(
         _compare_failed(folder, whole)
         told = any("could not" in note for note in notes)
         return "went on and said so" if told else "nothing was lost"
-    with contextlib.suppress(_Ended):
+    with contextlib.suppress(Ended):
         trained(folder, text, options)
     _compare_failed(folder, whole)
     return f"stopped with status {error.exit_code}, resumed"

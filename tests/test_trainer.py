@@ -22,7 +22,7 @@ import pytest
 
 from charrnn import api, checkpoint, data, evaluate, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
-from charrnn.errors import InputError
+from charrnn.errors import Ended, InputError
 from charrnn.schedules import learning_rate
 from charrnn.trainer import Event, Run
 
@@ -261,7 +261,7 @@ def test_killed_at_any_instant(whole: Path, tmp_path: Path) -> None:
         assert outcome(copy) == outcome(whole)
         assert {p.name for p in copy.iterdir()} == {p.name for p in whole.iterdir()}
     assert len(copies) > 25
-    with pytest.raises(InputError, match="has ended after 44 steps"):
+    with pytest.raises(Ended, match="has ended after 44 steps"):
         resume(copies[-1])
 
 
@@ -447,7 +447,7 @@ def test_no_steps_at_all_still_leave_a_model(tmp_path: Path) -> None:
 def test_a_finished_run_is_refused_and_untouched(whole: Path) -> None:
     before = {p: p.read_bytes() for p in whole.iterdir()}
     for changes in ({}, {"threads": 2}, {"epochs": 2}, {"max_steps": 44}, {"eval_every": 1}):
-        with pytest.raises(InputError, match="has ended after 44 steps: to train on, give more"):
+        with pytest.raises(Ended, match="has ended after 44 steps: to train on, give more"):
             resume(whole, **changes)
     with pytest.raises(InputError, match="at step 44 already, .*22 .*asked for"):
         resume(whole, epochs=1)
@@ -463,7 +463,7 @@ def test_a_finished_run_goes_on_with_more_epochs(whole: Path, tmp_path: Path) ->
     assert [e["step"] for e in ends] == [66]  # the first end is no end any more
     assert metrics(copy)[: len(metrics(whole)) - 1] == metrics(whole)[:-1]
     assert checkpoint.load(copy / "last.safetensors").metadata["config"]["train"]["epochs"] == 3
-    with pytest.raises(InputError, match="has ended after 66 steps"):
+    with pytest.raises(Ended, match="has ended after 66 steps"):
         resume(copy)
 
 
@@ -673,7 +673,7 @@ def test_a_run_out_of_patience_goes_on_only_with_more_of_it(tmp_path: Path) -> N
     go(worsening(tmp_path / "run", patience=2))
     ended = len(metrics(tmp_path / "run"))
     for changes in ({}, {"epochs": 99}):
-        with pytest.raises(InputError, match="has ended after .*--patience"):
+        with pytest.raises(Ended, match="has ended after .*--patience"):
             resume(tmp_path / "run", **changes)
     assert len(metrics(tmp_path / "run")) == ended
     go(resume(tmp_path / "run", patience=4))

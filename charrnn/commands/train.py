@@ -17,7 +17,7 @@ import click
 from charrnn import monitor, signals
 from charrnn.commands import VERBOSE, note, tell_details, verbose
 from charrnn.config import Config, flag
-from charrnn.errors import Diverged
+from charrnn.errors import Diverged, Ended
 from charrnn.options import SectionedCommand, given_of, on_unknown, options_of
 
 if TYPE_CHECKING:
@@ -70,11 +70,18 @@ def train(
 
     if tensorboard:
         board.check()
-    with monitor.reading(quiet) as told:
-        if resume is not None:
-            run = runs.resume(resume, files, changes, told)
-        else:
-            run = runs.start(files, config, out_dir, init_from, on_unknown, tuple(changes), told)
+    try:
+        with monitor.reading(quiet) as told:
+            if resume is not None:
+                run = runs.resume(resume, files, changes, told)
+            else:
+                run = runs.start(
+                    files, config, out_dir, init_from, on_unknown, tuple(changes), told
+                )
+    except Ended as ended:
+        if not quiet:
+            note(str(ended))
+        return
     tell_details(run, run.config.options())
     with _stopping(run) as received, helped(run.uncompiled()):
         events = _collected(run.events())
