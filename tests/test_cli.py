@@ -605,6 +605,29 @@ def test_importing_the_package_imports_nothing_heavy():
     assert python("-c", code).stdout.strip() == b"set()"
 
 
+def test_gradients_has_one_thread_for_decompositions():
+    """NumPy's library asks once, when it is loaded."""
+    code = """if True:
+        import os, sys
+        from charrnn.cli import cli
+
+        class Watch:
+            def find_spec(self, name, *more):
+                if name == "numpy":
+                    print(os.environ["OPENBLAS_NUM_THREADS"])
+
+        sys.meta_path.insert(0, Watch())
+        cli(["gradients", "none"])
+    """
+    environment = {"OPENBLAS_NUM_THREADS": "3"}
+    unset = {k: v for k, v in os.environ.items() if k not in environment}
+    for env, threads in ((unset, b"1"), (unset | environment, b"3")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=env, timeout=30
+        )
+        assert (done.returncode, done.stdout.strip()) == (2, threads), done.stderr
+
+
 def test_a_real_process_refuses_in_one_line():
     result = python("-m", "charrnn", "train", "--hidden-size", "ten", "a.txt")
     assert result.returncode == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -95,6 +96,9 @@ def gradients(
     config = ModelConfig(**given_of({name: options.pop(name) for name in FRESH}))
     _check_gradients(models, show, untrained)
 
+    # Threads of NumPy's decompositions wait for each other: beside a busy process that takes ten
+    # times as long as one thread.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import numpy as np
 
     from charrnn import heatmap, laboratory, plots
