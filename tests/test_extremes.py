@@ -30,8 +30,8 @@ SIZES: dict[str, Any] = {
     "epochs": (None, 1), "val_file": (None,), "encoding": ("utf-8",), "threads": (1, 2),
     "min_count": (1, 3), "warmup_steps": (0, 2), "max_rollbacks": (1, 3),
     "eval_every": (0, 1, 3), "checkpoint_every": (0, 1, 3), "log_every": (0, 1),
-    "log_gradients": (0, 1), "sample_every": (0, 2), "keep": (0, 1), "patience": (0, 1),
-    "learning_rate": (None, 1e-300, 1e-3, 1.0, 1e6), "seed": (0, 1, 2**32 - 1),
+    "log_gradients": (0, 1), "sample_every": (0, 1, 2), "keep": (0, 1), "patience": (0, 1),
+    "learning_rate": (None, 1e-300, 1e-3, 1.0, 1e6, 1e30), "seed": (0, 1, 2**32 - 1),
 }  # fmt: skip
 """What is not left to the range: sizes, and counts of steps."""
 
