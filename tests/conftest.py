@@ -21,6 +21,8 @@ if numba.config.BOUNDSCHECK:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a script has started us with "&"
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what tests start would inherit
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # nohup: we stay, what tests start may go
     config.addinivalue_line("markers", "strict: also runs with bounds checks and between fences")
     fence = os.environ.get("CHARRNN_FENCE")
     if fence:
