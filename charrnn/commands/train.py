@@ -146,8 +146,9 @@ def _stopping(run: Run) -> Iterator[list[int]]:
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        first = not received  # asked now: the next signal's handler may run between any two lines
         received.append(number)
-        if len(received) > 1:
+        if not first:
             return
         run.interrupt()
         time.sleep(signals.TOGETHER)
