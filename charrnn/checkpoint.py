@@ -36,6 +36,9 @@ MAX_HEADER = 16 * 2**20  # bytes; far above any vocabulary, and a bound on memor
 MAX_TENSORS = 100_000
 OWN_KEYS = ("format", "format_version", "checksum")
 
+START = "step-0.safetensors"
+"""In a run that began with another's weights: these. They cannot be drawn again by the seed."""
+
 DTYPES = {"bool": "BOOL"} | {
     f"{kind}{bits}": f"{kind[0].upper()}{bits}"
     for kind, smallest in (("float", 16), ("int", 8), ("uint", 8))
@@ -125,15 +128,31 @@ def read_metadata(path: str | Path, *names: str) -> list[Any]:
     InputError
         If it is no checkpoint of ours, cut short, of a newer format, or lacks them.
     """
-    path = Path(path)
-    _check_header_size(path)
-    with _reading(path), safetensors.safe_open(path, framework="numpy") as file:
-        header = file.metadata() or {}
-    _check_format(path, header)
+    header = _read_header(Path(path))
     for name in names:
         if name not in header:
-            raise _damaged(path, f"it lacks {name!r}")
+            raise _damaged(Path(path), f"it lacks {name!r}")
     return [parse_json(header[name], f"{name!r} of {path}") for name in names]
+
+
+def checksum(path: str | Path) -> str:
+    """What tells a checkpoint's state from any other, from its header alone: it is not verified.
+
+    Raises
+    ------
+    InputError
+        If it is no checkpoint of ours, cut short, or of a newer format.
+    """
+    return _read_header(Path(path))["checksum"]
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """The strings of a checkpoint's header."""
+    _check_header_size(path)
+    with _reading(path), safetensors.safe_open(path, framework="numpy") as file:
+        header: dict[str, str] = file.metadata() or {}
+    _check_format(path, header)
+    return header
 
 
 def _canonical(name: str, value: Any) -> str:
@@ -298,8 +317,8 @@ def of_run(folder: str | Path) -> list[Path]:
 
 
 def prune(folder: str | Path, keep: int) -> None:
-    """Remove all but the ``keep`` latest ``step-<n>.safetensors`` of a run folder."""
-    steps = _kept(folder)
+    """Remove all but the ``keep`` latest ``step-<n>.safetensors`` of a run folder, and `START`."""
+    steps = {step: path for step, path in _kept(folder).items() if step}
     _remove(steps[step] for step in sorted(steps)[: max(len(steps) - keep, 0)])
 
 

@@ -65,6 +65,11 @@ class Progress:
         """What the rollbacks have left of the learning rate."""
         return 0.5 ** len(self.rollbacks)
 
+    @property
+    def validated_step(self) -> int | None:
+        """The step after which the newest validation was."""
+        return self.validations[-1][0] if self.validations else None
+
     def stepped(self, nats_per_char: float, clip_scale: float) -> None:
         """A step has been made, with this loss and this factor of clipping."""
         clipped = clip_scale < 1

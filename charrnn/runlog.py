@@ -51,7 +51,12 @@ from charrnn.errors import InputError, SaveError
 
 SCHEMA = 1
 ROOT = "runs"  # the folder of runs that are not placed elsewhere
-RUN_FILES = ("config.json", "metrics.jsonl", "*.safetensors")  # any of these makes a run
+RUN_FILES = (
+    "config.json", "metrics.jsonl", "last.safetensors", "best.safetensors",
+    "step-[1-9]*.safetensors",
+)  # fmt: skip
+"""Any of these makes a run; what is written before config.json does not."""
+
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
 MOST_WAITING = 1 << 26  # bytes of lines that are kept in memory until they are on the disk
 TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest JSON text that is looked at
@@ -186,14 +191,21 @@ def regular(path: str, flags: int) -> int:
     """An ``opener`` for files of a run folder, which may be a stranger's.
 
     A pipe would be waited for, a device has no end, and what a link is put in the place of must not
-    be written to: each is an OSError.
+    be written to, nor what has a second name elsewhere: each is an OSError.
     """
-    if flags & (os.O_WRONLY | os.O_RDWR):
+    writes = flags & (os.O_WRONLY | os.O_RDWR)
+    if writes:
         flags |= getattr(os, "O_NOFOLLOW", 0)
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    info = os.fstat(descriptor)
+    problem = None
+    if not stat.S_ISREG(info.st_mode):
+        problem = "it is no regular file"
+    elif writes and info.st_nlink > 1:
+        problem = "it is a hard link, put a copy in its place"
+    if problem is not None:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file", path)
+        raise OSError(errno.EINVAL, problem, path)
     return descriptor
 
 

@@ -5,6 +5,7 @@ Nothing is written before all input has been checked.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -20,7 +21,7 @@ from charrnn.data import MOST_VAL, VAL_FRAC, Corpus, part_sizes, read_corpus, sp
 from charrnn.errors import Diverged, Ended, InputError
 from charrnn.model import Model, check_room
 from charrnn.reading import STDIN, Progress
-from charrnn.saving import versions
+from charrnn.saving import LAST, versions
 from charrnn.trainer import Event, Run, Text
 from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
@@ -70,10 +71,9 @@ def start(
     vocabulary = _vocabulary(corpus, val, config, parent, on_unknown)
     text = _prepare(corpus, val, config, vocabulary)
     run = Run(Path(), config, text)
-    parent_path = str(parent.path.resolve()) if parent is not None else None
-    run.draw_weights = lambda: _draw_weights(run, parent_path)
-    run.model.initialize(config.train.seed)
+    run.begin()
     if parent is not None:
+        run.inherits = True
         _inherit_weights(run.model, parent.model)
         missing = parent.vocabulary.missing(corpus.counts)
         if missing:
@@ -84,17 +84,21 @@ def start(
     said = {
         "config": config.to_json(),
         "vocabulary": vocabulary.to_json(),
-        "init_from": parent_path,
+        "init_from": str(parent.path.resolve()) if parent is not None else None,
         "corpus": text.facts,
         "versions": versions(),
     }
     run.folder = runlog.new_run_folder(out_dir, corpus.name)
-    with runlog.lock(run.folder):  # somebody else may begin one in the same folder
+    with contextlib.ExitStack() as lock:  # somebody else may begin one in the same folder
+        lock.enter_context(runlog.lock(run.folder))
         runlog.check_free(run.folder)
         if STDIN in corpus.sources:  # it cannot be read again
             with atomic.replacing(run.folder / KEPT_TEXT) as file:
                 file.writelines(corpus.kept())
+        if parent is not None:  # which may be trained on, or removed
+            checkpoint.save(run.folder / checkpoint.START, *run.state(0))
         runlog.write_json(run.folder / "config.json", said)
+        run.lock = lock.pop_all()
     return run
 
 
@@ -135,6 +139,24 @@ def resume(
     """
     path = checkpoint.newest_run() if run == "latest" else Path(run)
     folder = path.parent if os.path.isfile(path) else path
+    with contextlib.ExitStack() as lock:
+        before = _checksum(folder, path)
+        resumed = _resumed(folder, path, files, changes or {}, on_progress)
+        lock.enter_context(runlog.lock(folder))
+        if _checksum(folder, path) != before:  # another process has trained it until now
+            resumed = _resumed(folder, path, files, changes or {}, on_progress)
+        resumed.lock = lock.pop_all()
+    return resumed
+
+
+def _resumed(
+    folder: Path,
+    path: Path,
+    files: Sequence[str],
+    changes: dict[str, Any],
+    on_progress: Progress | None,
+) -> Run:
+    """The run in a folder as it is in the checkpoint ``path``, or last if that is the folder."""
     config_file = folder / "config.json"
     said = facts.check(_said(config_file), RUN_FACTS, str(config_file))
     try:
@@ -148,10 +170,9 @@ def resume(
     known = said["corpus"]
     if source is not None:
         known = facts.check(source.metadata["corpus"], facts.CORPUS, f"'corpus' of {source.path}")
-    parent = said["init_from"]
     prints = known["fingerprint"], known["val_fingerprint"]
     corpus = _same_corpus(folder, files, config, known, on_progress)
-    config = _changed(config, changes or {}, len(corpus))
+    config = _changed(config, changes, len(corpus))
     val_file = config.data.val_file
     if val_file is not None and not are_files([val_file]):
         raise InputError(f"--val-file {val_file} of {folder} is no file: put it back")
@@ -166,12 +187,14 @@ def resume(
     if not files:  # else the text may have moved: the next checkpoint says where
         text.facts = known
     resumed = Run(folder, config, text)
-    resumed.draw_weights = lambda: _draw_weights(resumed, parent)
+    resumed.inherits = said["init_from"] is not None
     if source is None:
-        resumed.draw_weights()
+        resumed.begin()
         return resumed
     resumed.restore(source)
-    _check_unfinished(resumed, changes or {})
+    _check_unfinished(resumed, changes)
+    as_saved = {"config": config.to_json(), "corpus": text.facts}
+    resumed.is_last = source.path.name == LAST and as_saved.items() <= source.metadata.items()
     return resumed
 
 
@@ -231,15 +254,26 @@ def _said(config_file: Path) -> Any:
 
 def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from: the one that was named, or the last; None if none was made."""
-    last = path if path.is_file() else folder / "last.safetensors"
+    last = _source_path(folder, path)
     if last.is_file():
         return checkpoint.load(last)
-    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    others = {p.name for p in folder.glob("*.safetensors")} - {checkpoint.START}
     if others:  # beginning anew would overwrite them
         raise InputError(
             f"{folder} has lost its last.safetensors: go on from another one with "
-            f"--resume {folder / others[0]} (there are {', '.join(others)})"
+            f"--resume {folder / min(others)} (there are {', '.join(sorted(others))})"
         )
+    return None
+
+
+def _source_path(folder: Path, path: Path) -> Path:
+    return path if path.is_file() else folder / LAST
+
+
+def _checksum(folder: Path, path: Path) -> str | None:
+    """That of the checkpoint to go on from; None if there is none, or a damaged one."""
+    with contextlib.suppress(InputError):
+        return checkpoint.checksum(_source_path(folder, path))
     return None
 
 
@@ -469,13 +503,6 @@ def _doubts(corpus: Corpus) -> list[str]:
         f"{share:.0%} of the characters are NUL: if the text is UTF-16, give --encoding utf-16-le "
         "or utf-16-be; if it is no text, --level byte"
     ]
-
-
-def _draw_weights(run: Run, parent: str | None) -> None:
-    """Fill a run's model as it was before its first step; ``parent``: of ``--init-from``."""
-    run.model.initialize(run.config.train.seed)
-    if parent is not None:
-        _inherit_weights(run.model, load(parent).model)
 
 
 def _inherit_weights(model: Model, parent: Model) -> None:

@@ -21,6 +21,9 @@ from charrnn.errors import InputError, SaveError
 from charrnn.kernels import jit
 from charrnn.progress import Progress
 
+LAST = "last.safetensors"
+BEST = "best.safetensors"
+
 WAYS_BACK = 2
 """Checkpoints step-<n> that are kept at the least for going back to."""
 
@@ -56,13 +59,13 @@ class Saver:
         If it fails the run does not go on where it is ``ending`` anyway.
         """
         tensors, metadata = state
-        best = name == "best.safetensors"
+        best = name == BEST
         if best:
             self._owed = None
         try:
             self._log.sync()
             if self._owed is not None:
-                checkpoint.save(self.folder / "best.safetensors", *self._owed)
+                checkpoint.save(self.folder / BEST, *self._owed)
                 self._owed = None
             checkpoint.save(self.folder / name, tensors, metadata)
         except SaveError as error:
@@ -81,7 +84,7 @@ class Saver:
         if self._keep and due:
             kept = self.save(f"step-{step}.safetensors", state)
             checkpoint.prune(self.folder, self._keep)
-        saved = self.save("last.safetensors", state, ending)
+        saved = self.save(LAST, state, ending)
         if saved and kept and self._trouble is not None:
             atomic.sweep(self.folder)  # what could not be removed then
             self._trouble = None

@@ -7,10 +7,11 @@ computes the step, `charrnn.progress` counts, `charrnn.saving` writes what a res
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from charrnn.memorised import memorised_shares
 from charrnn.model import Model
 from charrnn.optim import Clipping
 from charrnn.progress import Progress
-from charrnn.saving import Saver, State, versions, way_back
+from charrnn.saving import BEST, LAST, Saver, State, versions, way_back
 from charrnn.schedules import learning_rate
 from charrnn.threads import available
 from charrnn.truncation import Piece, Plan
@@ -72,16 +73,18 @@ class Run:
     Attributes
     ----------
     folder : where its files are
+    lock : keeps these to this process until the events have ended, or the run is forgotten
     config : its options
     progress : how far it is
     model, plan, learner : what it trains, on which pieces of the text, and the computing of it
-    draw_weights : fills the model with the weights that the run begins with
+    inherits : whether it began with another's weights, which are in `checkpoint.START`
+    is_last : whether all of this is in the last checkpoint already
     """
-
-    draw_weights: Callable[[], None]
 
     def __init__(self, folder: Path, config: Config, text: Text) -> None:
         self.folder, self.config, self.text = folder, config, text
+        self.lock = contextlib.ExitStack()
+        self.inherits = self.is_last = False
         self.progress = Progress()
         self.metrics_length = 0  # where the metrics go on from this state
         threads = config.train.threads
@@ -110,20 +113,21 @@ class Run:
         self._started = self._tick = time.perf_counter()
         self._rate, self._steps_done = 0.0, 0  # smoothed characters per second
         path = self.folder / "metrics.jsonl"
-        with runlog.lock(self.folder), runlog.RunLog(path) as self.log:
+        with self.lock, runlog.RunLog(path) as self.log:
             self.saver = Saver(self.folder, self.log, self.config.train)
             atomic.sweep(self.folder)
+            if not self.is_last:  # before the metrics are cut back to it
+                cuts = self.metrics_length > 0
+                self.saver.save(LAST, self.state(self.metrics_length), ending=cuts)
             note = self._align_metrics()
             for text in [*self.text.notes, *self.model.notes, *([note] if note else [])]:
                 yield self._note(text)
             yield from self._compile()
             yield self._start_event()
-            if not (self.folder / "last.safetensors").exists():  # from now on there is one
-                self.saver.save("last.safetensors", self._state())
-            ended = False
+            ended, p = False, self.progress
             if self._interrupted:
                 ended = yield from self._stop()
-            elif self.total_steps == 0 or self.progress.unvalidated:
+            elif p.unvalidated or (p.step == self.total_steps and p.finished is None):
                 ended = yield from self._after_step(None)
             while not ended:
                 if self.progress.step >= self.total_steps or self.progress.finished is not None:
@@ -175,13 +179,18 @@ class Run:
         return (yield from self._after_step(event))
 
     def _after_step(self, step: Event | None) -> Generator[Event, None, bool]:
-        """What is due after a step, or in a run of none; returns whether the run has to stop."""
+        """What is due after a step; returns whether the run has to stop.
+
+        ``step`` is its event; None if the run goes on from a step that is owed something still: its
+        validation was put off, or it has become the last one.
+        """
         train, p = self.config.train, self.progress
-        last = p.step == self.total_steps
+        last, owed = p.step == self.total_steps, step is not None or p.unvalidated
         if step is not None and (_due(train.log_every, p.step) or last):
             event = step | {"event": "train"} | p.end_log_interval()
             yield self._logged(event) if train.log_every else event
         validates = len(self.text.val) > 0 and (_due(train.eval_every, p.step) or last)
+        validates &= p.validated_step != p.step
         due, best, p.unvalidated = _due(train.checkpoint_every, p.step), False, False
         looked_at, stopping = validates or due or last, self._interrupted
         if (looked_at or stopping) and not self.learner.finite():
@@ -200,13 +209,13 @@ class Run:
             if not math.isfinite(event["val_nats_per_char"]):
                 return (yield from self._diverged("validation loss", p.step))
             best = event["best"]
-        if _due(train.sample_every, p.step):
+        if owed and _due(train.sample_every, p.step):
             try:
                 yield self._sample()
             except InputError:  # the weights are finite, but no logit is
                 return (yield from self._diverged("logits of a sample", p.step))
         if best:
-            self.saver.save("best.safetensors", self._state())
+            self.saver.save(BEST, self.state())
         if last and p.finished is None:
             p.finished = "finished"
         if due or p.finished:
@@ -272,11 +281,11 @@ class Run:
     def _checkpoint(self, due: bool) -> Iterator[Event]:
         p = self.progress
         ending = p.finished is not None or self._interrupted
-        if self.saver.checkpoint(p.step, self._state(), due, ending):
-            path = self.folder / "last.safetensors"
+        if self.saver.checkpoint(p.step, self.state(), due, ending):
+            path = self.folder / LAST
             yield {"event": "checkpoint", "step": p.step, "path": str(path)}
 
-    def _state(self, metrics_length: int | None = None) -> State:
+    def state(self, metrics_length: int | None = None) -> State:
         """What a checkpoint holds now.
 
         ``metrics_length``: where the metrics go on from this state, if not at their end.
@@ -290,6 +299,22 @@ class Run:
             versions=versions(),
         )
         return self.learner.tensors(), metadata
+
+    def begin(self) -> None:
+        """Be as before the first step.
+
+        Raises
+        ------
+        InputError
+            If the weights that the run inherited are gone or damaged.
+        """
+        if self.inherits:
+            self.restore(checkpoint.load(self.folder / checkpoint.START))
+            return
+        self.model.initialize(self.config.train.seed)
+        self.model.changed()
+        self.learner.forget()
+        self.progress, self.metrics_length = Progress(total_steps=self.total_steps), 0
 
     def restore(self, source: checkpoint.Checkpoint) -> None:
         """Take weights, moments, hidden state and progress from a checkpoint of this run."""
@@ -327,21 +352,14 @@ class Run:
         if source is not None:
             self.restore(source)
         else:
-            self._restart()
+            self.begin()
         self.progress.went_back(before, step, what)
-        self.saver.save("last.safetensors", self._state(self.metrics_length))
+        self.saver.save(LAST, self.state(self.metrics_length))
         self._align_metrics()
-
-    def _restart(self) -> None:
-        """The state before the first step."""
-        self.draw_weights()
-        self.model.changed()
-        self.learner.forget()
-        self.progress, self.metrics_length = Progress(total_steps=self.total_steps), 0
 
     def _divergence(self, what: str, step: int) -> str:
         """What there is to say when it ends the run."""
-        last, n = self.folder / "last.safetensors", len(self.progress.rollbacks)
+        last, n = self.folder / LAST, len(self.progress.rollbacks)
         after = f" after {n} rollbacks" if n else ""
         return (
             f"the {what} {_is(what)} no longer finite at step {step:,}{after}; {last} is kept; "

@@ -523,6 +523,23 @@ def test_a_run_that_goes_back_is_resumed_exactly(short: Path, tmp_path: Path) ->
     assert sum(e["event"] == "step" for e in events) > 25
 
 
+def test_back_to_inherited_weights(short: Path, tmp_path: Path) -> None:
+    """They are the run's own: what they were inherited from may be gone."""
+    parent, folder = tmp_path / "parent", tmp_path / "run"
+    rolled(parent, short, max_steps=1, learning_rate=0.01)
+    config = Config.from_options(DIVERGING | dict(checkpoint_every=0, eval_every=0))
+    run = runs.start([str(short)], config, str(folder), str(parent))
+    began = run.model.params.flat.copy()
+    shutil.rmtree(parent)
+    events = []
+    for event in run.events():
+        if event["event"] == "note" and "back to step 0" in event["text"]:
+            assert run.model.params.flat.tobytes() == began.tobytes()
+        events.append(event)
+    assert sum(e["event"] == "rollback" for e in metrics(folder)) > 1
+    assert events[-1]["reason"] == "finished"
+
+
 def test_at_most_so_often(short: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     end = rolled(folder, short, max_rollbacks=3)[-1]

@@ -342,6 +342,119 @@ def test_what_is_not_finished_may_change_its_intervals(whole: Path, tmp_path: Pa
     assert {p.stem for p in folder.glob("step-*")} == {"step-30", "step-40"}
 
 
+def _overtaken(folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
+    """The run as it is resumed, but that another process trains it to step 20 in the meantime."""
+    read = runs._resumed
+
+    def slow(*args: Any) -> Run:
+        found = read(*args)
+        monkeypatch.setattr(runs, "_resumed", read)
+        go(resume(folder), 20)
+        return found
+
+    monkeypatch.setattr(runs, "_resumed", slow)
+    return resume(folder, **changes)
+
+
+@pytest.mark.parametrize("first", [5, None], ids=["after a checkpoint", "before the first one"])
+def test_what_another_process_has_saved_until_the_lock_was_free_counts(
+    first: int | None, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    run = begin(folder, files=[whole.parent / "text.txt"], **EVERY)
+    if first is not None:
+        go(run, first)
+    del run  # it has the lock
+    run = _overtaken(folder, monkeypatch)
+    assert run.progress.step == 20
+    end(go(run))
+    assert outcome(folder) == outcome(whole)
+
+
+def test_what_another_process_has_saved_may_be_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(begin(tmp_path / "run"), 5)
+    with pytest.raises(InputError, match="is at step 20 already, 12 are asked for"):
+        _overtaken(tmp_path / "run", monkeypatch, max_steps=12)
+    assert resume(tmp_path / "run").progress.step == 20
+
+
+def test_a_run_has_its_folder_for_itself_before_it_begins(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = begin(folder)
+    with pytest.raises(InputError, match=f"is being trained by process {os.getpid()}"):
+        resume(folder)
+    go(run, 3)
+    assert resume(folder).progress.step == 3
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _killed(*args: Any, **options: Any) -> Any:
+    raise _Killed
+
+
+@pytest.mark.parametrize("call", ["checkpoint.save", "runlog.RunLog.truncate"])
+def test_killed_while_it_goes_back_to_an_older_checkpoint(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics of what it goes back from are whole as long as the last checkpoint is of it."""
+    folder, options = tmp_path / "run", EVERY | dict(keep=9)
+    end(go(begin(tmp_path / "whole", **options)))
+    go(begin(folder, **options), 20)
+    before = outcome(folder)
+    run = runs.resume(str(folder / "step-6.safetensors"))
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(f"charrnn.{call}", _killed)
+        go(run)
+    if call == "checkpoint.save":
+        assert outcome(folder) == before
+    run = resume(folder)
+    assert run.progress.step == (20 if call == "checkpoint.save" else 6)
+    events = go(run)
+    assert not [e for e in events if e["event"] == "note"]
+    assert outcome(folder) == outcome(tmp_path / "whole")
+
+
+def test_an_extension_that_was_killed_at_once_is_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    end(go(begin(folder, max_steps=5)))
+    next(resume(folder, max_steps=9).events())
+    run = resume(folder)
+    assert run.progress.step == 5
+    assert end(go(run))["step"] == 9
+
+
+@pytest.mark.parametrize("step", [13, 14, 18], ids=["at nothing", "at a validation", "at a save"])
+def test_a_run_may_end_where_it_stands(step: int, tmp_path: Path) -> None:
+    """It gets what any run's last step gets, and nothing twice."""
+    folder = tmp_path / "run"
+    go(begin(folder, **EVERY, test_frac=0.1), step)
+    last = end(go(resume(folder, max_steps=step)))
+    assert None not in (last["val_nats_per_char"], last["test_nats_per_char"], last["memorised"])
+    events = metrics(folder)
+    assert [e["step"] for e in events if e["event"] == "validation"] == [
+        *range(7, step, 7), step
+    ]  # fmt: skip
+    assert [e["step"] for e in events if e["event"] == "sample"] == [*range(11, step + 1, 11)]
+    progress = checkpoint.load(folder / "last.safetensors").metadata["progress"]
+    assert (progress["step"], progress["finished"]) == (step, "finished")
+    with pytest.raises(Ended, match=f"has ended after {step} steps"):
+        resume(folder)
+
+
+def test_the_best_checkpoint_of_the_last_step_may_be_ended(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    end(go(begin(folder, **EVERY, max_steps=28)))
+    before = outcome(folder)
+    assert checkpoint.read_metadata(folder / "best.safetensors", "progress")[0]["step"] == 28
+    end(go(runs.resume(str(folder / "best.safetensors"))))
+    assert outcome(folder) == before
+
+
 # --- the arithmetic of a step --------------------------------------------------------------------
 
 
@@ -1040,6 +1153,43 @@ def test_a_run_from_another_model_is_resumed(parent: Path, until: int, tmp_path:
             break
     end(go(resume(tmp_path / "two")))
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_run_keeps_the_weights_that_it_began_with(
+    steps: int, parent: Path, tmp_path: Path
+) -> None:
+    """The model that they came from may be trained on, or removed."""
+    mother, folder = tmp_path / "mother", tmp_path / "run"
+    shutil.copytree(parent, mother)
+    options = EVERY | dict(keep=2)
+    end(go(begin(tmp_path / "whole", NEW, init_from=parent, **options)))
+    run = begin(folder, NEW, init_from=mother, **options)
+    if steps:
+        go(run, steps)
+        (folder / "last.safetensors").unlink()
+        (folder / "metrics.jsonl").unlink()
+    del run
+    shutil.rmtree(mother)
+    end(go(resume(folder)))
+    assert outcome(folder) == outcome(tmp_path / "whole")
+    assert (folder / "step-0.safetensors").is_file()  # not one of those that --keep counts
+
+
+def test_a_run_without_the_weights_that_it_began_with(parent: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begin(folder, NEW, init_from=parent)
+    (folder / "step-0.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot read .*step-0.safetensors: there is no such file"):
+        resume(folder)
+    assert not (folder / "last.safetensors").exists()
+
+
+def test_what_was_killed_before_config_json_is_no_run(parent: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begin(folder, NEW, init_from=parent)
+    (folder / "config.json").unlink()
+    end(go(begin(folder, NEW, init_from=parent)))
 
 
 def test_float64_from_float32(parent: Path, tmp_path: Path) -> None:
