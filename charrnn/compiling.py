@@ -26,7 +26,7 @@ def helped(missing: Sequence[jit.Code]) -> Iterator[None]:
 
     It starts the main module once more, which therefore has to do nothing when it is imported.
     """
-    if len(missing) < WORTH or jit.CACHE_FOLDER is None or available() < 2:
+    if len(missing) < WORTH or available() < 2 or jit.unkept():
         yield
         return
     names = [(k.kernel.__module__, k.kernel.__name__, k.signature) for k in reversed(missing)]

@@ -109,6 +109,63 @@ def test_damage_costs_only_time(
 
 
 @compiler_only
+def test_what_is_damaged_is_announced(warm: tuple[Path, list[float]], tmp_path: Path) -> None:
+    """A file that has to be made again is as good as none."""
+    code = FEW.partition("x = ")[0] + (
+        "import numba\nvector = numba.typeof(np.zeros(4, np.float32))\n"
+        "code = jit.Code(sgd, (vector,) * 3 + (numba.int64,) * 2)\n"
+        "print(json.dumps(len(jit.uncompiled([code]))))"
+    )
+    folder = tmp_path / "cache"
+    shutil.copytree(warm[0], folder)
+    assert run(code, folder) == 0
+    for path in folder.rglob("*.nbc"):
+        path.write_bytes(flipped(path.read_bytes()))
+    assert run(code, folder) == 1
+
+
+@compiler_only
+def test_what_killed_processes_left_is_removed(
+    warm: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    shutil.copytree(warm[0], folder)
+    (inner,) = folder.iterdir()
+    old, young = inner / "old.tmp", inner / "young.tmp"
+    for path in (old, young):
+        path.touch(0o600)
+    os.utime(old, (0, 0))
+    assert run(FEW, folder) == [0, warm[1]]
+    assert young.exists() and not old.exists()
+
+
+@compiler_only
+@pytest.mark.skipif(os.name == "nt", reason="there are no such limits")
+@pytest.mark.parametrize("where", ["full", "gone"])
+def test_a_cache_that_cannot_grow_says_so(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path)
+    assert jit.how_often() == "once per installation" and not list(tmp_path.iterdir())
+    if where == "full":
+        import resource
+
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    else:
+        monkeypatch.setattr(jit, "CACHE_FOLDER", tmp_path / "gone")
+    try:
+        said = jit.how_often()
+    finally:
+        if where == "full":
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    why = "File too large" if where == "full" else "No such file or directory"
+    assert said == (
+        f"at every start, as they are not kept: {jit.CACHE_FOLDER} cannot be written ({why})"
+    )
+
+
+@compiler_only
 def test_files_in_each_other_s_place_cost_only_time(
     warm: tuple[Path, list[float]], tmp_path: Path
 ) -> None:
@@ -262,7 +319,7 @@ def test_whom_the_cache_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     root.parent.chmod(0o700)
     link = folder / "link.nbc"
     link.symlink_to(file)
-    assert f"{link} is not yours alone" in trusted(root, folder)
+    assert trusted(root, folder) == f"{link} is neither a file nor a folder of ours (remove it)"
     link.unlink()
     other = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other)

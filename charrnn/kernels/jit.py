@@ -48,6 +48,12 @@ from charrnn import cache
 F = TypeVar("F", bound=Callable[..., Any])
 
 FAST_MATH = {"contract", "nsz"}
+ROOM = 1 << 22
+"""Bytes that have to be free for compiled kernels to be kept: training makes less."""
+
+ABANDONED = 3600
+"""Seconds after which nobody is writing a temporary file any more."""
+
 PACKAGE = Path(__file__).resolve().parent.parent
 
 compiled = 0
@@ -157,7 +163,9 @@ def _distrust(root: Path, folder: Path) -> str:
         except FileNotFoundError:  # another process has just put it in its place
             continue
         kind = stat.S_ISREG if path.parent == folder else stat.S_ISDIR
-        if info.st_uid != uid or info.st_mode & others or not kind(info.st_mode):
+        if not kind(info.st_mode):
+            return f"{path} is neither a file nor a folder of ours (remove it)"
+        if info.st_uid != uid or info.st_mode & others:
             return f"{path} is not yours alone to write (chmod -R go-w, or remove it)"
     for path in root.parents:
         info = path.stat()
@@ -182,11 +190,18 @@ def _is_private_group(gid: int) -> bool:
 
 
 def _prune(root: Path, keep: Path) -> None:
-    """Remove the caches of other versions that nobody has used for a month."""
+    """Remove the caches of other versions that nobody has used for a month.
+
+    And from this one what processes that were killed have left.
+    """
     for other in root.iterdir():
         ours = re.fullmatch(r"[0-9a-f]{20}", other.name) and other != keep
         if ours and time.time() - other.stat().st_mtime > cache.STALE_DAYS * 86400:
             shutil.rmtree(other, ignore_errors=True)
+    for path in keep.glob("*.tmp"):
+        with contextlib.suppress(OSError):  # somebody else may have removed it
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 CACHE_FOLDER, CACHE_PROBLEM = (None, "") if config.DISABLE_JIT else _cache_folder()
@@ -233,18 +248,24 @@ class _Store:
         assert CACHE_FOLDER is not None
         return CACHE_FOLDER / f"{self._base}.{_digest(key).hex()[:20]}.nbc"
 
-    def load(self, key: Any) -> Any:
-        """What was saved; None if nothing was. A damaged file is removed."""
+    def read(self, key: Any) -> memoryview | None:
+        """The pickle that was saved; None if none was. A damaged file is removed."""
         path = self.path(key)
         try:
             content = memoryview(path.read_bytes())
-        except FileNotFoundError:
+        except OSError:
             return None
         checksum, data = content[:32], content[32:]
-        if checksum != _digest(key, data):
+        if checksum == _digest(key, data):
+            return data
+        with contextlib.suppress(OSError):  # one that cannot be removed is no better
             path.unlink()
-            return None
-        return pickle.loads(data)
+        return None
+
+    def load(self, key: Any) -> Any:
+        """What was saved; None if nothing was."""
+        data = self.read(key)
+        return None if data is None else pickle.loads(data)
 
     def save(self, key: Any, value: Any) -> None:
         path, data = self.path(key), dumps(value)
@@ -294,9 +315,9 @@ class _Cache(caching.FunctionCache):
                 super().save_overload(sig, data)
 
     def has(self, sig: Any) -> bool:
-        """Whether there is a file for this signature."""
+        """Whether there is a file for this signature, and it is whole."""
         key = self._index_key(sig, cpu_target.target_context.codegen())
-        return CACHE_FOLDER is not None and self._cache_file.path(key).is_file()
+        return CACHE_FOLDER is not None and self._cache_file.read(key) is not None
 
 
 class Code(NamedTuple):
@@ -327,10 +348,23 @@ def kernel(function: F) -> F:
     return dispatcher
 
 
+def unkept() -> str:
+    """Why kernels that are compiled now will not be in the cache; empty if they will."""
+    if CACHE_FOLDER is None:
+        return CACHE_PROBLEM
+    try:
+        with tempfile.TemporaryFile(dir=CACHE_FOLDER) as trial:
+            trial.write(bytes(ROOM))
+    except OSError as error:
+        return f"{CACHE_FOLDER} cannot be written ({error.strerror or error})"
+    return ""
+
+
 def how_often() -> str:
     """When a person has to wait for the compiler."""
-    if CACHE_PROBLEM:
-        return f"at every start, as they are not kept: {CACHE_PROBLEM}"
+    problem = unkept()
+    if problem:
+        return f"at every start, as they are not kept: {problem}"
     return "once per installation"
 
 
