@@ -260,7 +260,7 @@ def _check_format(path: Path, header: Mapping[str, str]) -> None:
 def run_checkpoint(run_or_file: str | Path | None, root: str | Path = "runs") -> Path:
     """The checkpoint to use: of the newest run below ``root`` (None), of a run folder, or a file.
 
-    Of a run it is the best one, or the last if there is no best.
+    Of a run it is the best one, else the last, else what it began with.
 
     Raises
     ------
@@ -271,7 +271,7 @@ def run_checkpoint(run_or_file: str | Path | None, root: str | Path = "runs") ->
     with _reading(path):  # a folder that may not be entered is another fault than an empty one
         if path.is_file():
             return path
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", START):
             if (path / name).is_file():
                 return path / name
     if path.is_dir():

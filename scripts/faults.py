@@ -320,16 +320,30 @@ def kill_campaign(
 
 
 def stop_everywhere(
-    work: Path, every: int = 1, say: Callable[[str], None] = lambda text: None, **options: Any
-) -> tuple[int, int]:
+    work: Path, every: int = 1, say: Callable[[str], None] = lambda text: None, until: int = 0,
+    source: str = "", changes: dict[str, Any] | None = None, inherits: bool = False,
+    **options: Any,
+) -> tuple[int, int]:  # fmt: skip
     """Leave a run at every ``every``-th of its calls, as a kill does, and go on from what is there.
 
     At each call the folder is copied: before it, in the middle if it writes, and after it. Returns
     the number of calls and of copies, all of which became the undisturbed run.
+
+    With ``until`` that is a run which was interrupted in this step before, and goes on from
+    ``source``, one of its checkpoints, or the last, with ``changes`` of its options. With
+    ``inherits`` it begins with the weights of another one, which is not there any more later.
     """
     whole, text = work / "whole", work / "text.txt"
     work.mkdir(parents=True, exist_ok=True)
     text.write_text(BOOK[: 1000 if "max_steps" in options else 1500], encoding="utf-8")
+    parent = work / "parent" if inherits else None
+    if parent:
+        trained(parent, text, options | dict(max_steps=1, learning_rate=0.01))
+    if until:
+        run = runs.start([str(text)], Config.from_options(options), str(whole))
+        for event in run.events():
+            if event["event"] == "step" and event["step"] == until:
+                run.interrupt()
     copies: dict[str, Path] = {}
 
     def copy(name: str, number: int, place: str) -> None:
@@ -340,12 +354,14 @@ def stop_everywhere(
             shutil.copytree(whole, copies[where])
 
     with Calls(whole, copy).watched() as calls:
-        trained(whole, text, options)
+        trained(whole, text, options, source, changes, parent)
+    if parent:
+        parent = parent.rename(work / "parent in another place")
     for where, folder in copies.items():
         try:
             check_readable(folder)
             with contextlib.suppress(Ended):
-                trained(folder, text, options)
+                trained(folder, text, options, "", changes, parent)
             compare(folder, whole)
         except (Different, CharRNNError) as error:
             raise Different(f"{where}: {error}") from error
@@ -465,12 +481,15 @@ class Failures:
     ends: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
-def trained(folder: Path, text: Path, options: dict[str, Any]) -> list[dict[str, Any]]:
+def trained(
+    folder: Path, text: Path, options: dict[str, Any], source: str = "",
+    changes: dict[str, Any] | None = None, parent: Path | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The events of a run, begun or resumed; Ended if it was stopped behind its last line."""
     if (folder / "config.json").exists():
-        return list(runs.resume(str(folder)).events())
-    config = Config.from_options(options)
-    return list(runs.start([str(text)], config, str(folder)).events())
+        return list(runs.resume(str(folder / source), changes=changes).events())
+    config, other = Config.from_options(options), str(parent) if parent else None
+    return list(runs.start([str(text)], config, str(folder), other).events())
 
 
 def fail_everywhere(
@@ -629,8 +648,16 @@ ROLLBACK: dict[str, Any] = dict(
 )  # fmt: skip
 """A run that goes back five times: three times to its start, then to its best and before that."""
 
-CALLS_OF: dict[str, dict[str, Any]] = {"plain": DISK, "rollbacks": ROLLBACK}
-"""Runs of which every call is looked at."""
+CALLS_OF: dict[str, dict[str, Any]] = {
+    "plain": DISK,
+    "rollbacks": ROLLBACK,
+    "from another model": DISK | dict(inherits=True),
+    "from another model, rollbacks": ROLLBACK | dict(inherits=True),
+    "from an older checkpoint": DISK | dict(keep=9, until=7, source="step-3.safetensors"),
+    "given more steps": DISK | dict(max_steps=4, until=4, changes=dict(max_steps=9)),
+    "ended where it stood": DISK | dict(until=7, changes=dict(max_steps=7)),
+}
+"""Runs of which every call is looked at: what `stop_everywhere` takes."""
 
 DISK_WAYS: dict[str, dict[str, Any]] = {
     "stop": {},
