@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from charrnn.errors import InputError
 
-MAX_STREAMS = 32
-MIN_STREAM_CHARS = 4000  # shorter streams would spend too much of their time on warming up
+MAX_STREAMS = 64
+MIN_STREAM_CHARS = 4000  # every stream's state before its first target is off by a little
+WARMUP = 250
 MAX_WINDOW = 64
 WORK_FLOATS = 1 << 22  # of a window's work arrays, 16 MB in float32: longer ones gain nothing
 
@@ -41,7 +42,7 @@ def evaluate(
     *,
     streams: int | None = None,
     window: int | None = None,
-    warmup: int = 1000,
+    warmup: int = WARMUP,
     exact: bool = False,
     out: NDArray[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,

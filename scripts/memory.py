@@ -17,6 +17,8 @@ from pathlib import Path
 
 from rows import ROOT, ROWS, Row, markdown
 
+from charrnn.evaluate import MAX_STREAMS, MAX_WINDOW, MIN_STREAM_CHARS, WORK_FLOATS
+
 TEXT = 200_000
 """Characters of the text, at the least."""
 
@@ -26,8 +28,8 @@ BASE = 161.0
 LOGITS = 1 << 20
 """Logits that exist at a time, about."""
 
-EVAL_WINDOW, EVAL_FLOATS, EVAL_STREAMS, STREAM_CHARS, VAL_SHARE = 64, 1 << 22, 32, 4000, 0.1
-"""What validation runs: windows of at most so many steps and numbers, and so many streams."""
+VAL_SHARE = 0.1
+"""Of the text, held out for validation."""
 
 
 def train_command(row: Row, folder: Path, threads: int, precision: str = "float32") -> list[str]:
@@ -68,8 +70,8 @@ def predicted(row: Row, threads: int) -> float:
     buffers = kept * L * H + E
     logits = min(B * T * V, max(LOGITS, B * V))
     train = T * B * (buffers + H + E) + logits
-    streams = min(EVAL_STREAMS, max(1, VAL_SHARE * max(TEXT, 4 * B * T) // STREAM_CHARS))
-    window = min(EVAL_WINDOW, max(1, EVAL_FLOATS // (streams * (kept * L * H + V))))
+    streams = min(MAX_STREAMS, max(1, VAL_SHARE * max(TEXT, 4 * B * T) // MIN_STREAM_CHARS))
+    window = min(MAX_WINDOW, max(1, WORK_FLOATS // (streams * (kept * L * H + V))))
     validation = window * streams * buffers + min(streams * window * V, LOGITS)
     saving = max(table, G * H * H, H * V)
     packed = products + H * V  # there and back in the same place, but for the output's

@@ -21,7 +21,7 @@ from charrnn.peer import Task
 from charrnn.sampling import generate
 
 EVAL_TEXT = 200_000
-"""Characters that are scored; evaluation warms every stream up on a thousand more."""
+"""Characters that are scored, beside those that every stream is warmed up on."""
 
 STEPS = 3
 """Training steps that are compared: the first has no carried state and no moments."""
