@@ -28,7 +28,7 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import weight_product
+from charrnn.kernels.gemm import DEPTH, weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
@@ -278,11 +278,19 @@ class Pass(Inputs):
         return [[self.window.backward_calls(s) for s in self.shares]]
 
     def _make_weights(self) -> None:
+        """Block by block of rows, so that what one sum has read is near for the next one."""
         self.weights: list[Item] = []
+        R = self.ids.size
         for part in range(self.parts):
-            calls = self.window.reductions(part, self.parts)
-            for product in self.window.products():
-                calls += self._product_calls(product, part, self.chained)
+            calls: list[Call] = []
+            for i in range(len(self.window.w)):
+                for r0 in range((R - 1) // DEPTH * DEPTH, -1, -DEPTH):
+                    block = slice(r0, min(r0 + DEPTH, R))
+                    again = self.chained or block.stop < R
+                    calls += self.window.sums(i, block, again, part, self.parts)
+                    for product in self.window.products(i, block):
+                        calls += self._product_calls(product, part, again)
+                calls += self.window.sums_of_all(i, part, self.parts)
             self.weights.append(calls)
 
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:

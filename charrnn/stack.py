@@ -217,34 +217,35 @@ class Window:
                     calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))
         return calls
 
-    def products(self) -> list[Product]:
-        """The products that give the weights' gradients."""
-        stack = self.stack
-        found: list[Product] = []
-        for i, (g, w) in enumerate(zip(stack.g, self.results, strict=True)):
-            found += stack.cell.weight_products(g, w)
-            if not stack.reads_ids(i):
-                found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
-        return found
+    def products(self, i: int, block: slice) -> list[Product]:
+        """What a block of rows adds to the gradients of layer ``i``'s matrices."""
+        stack, g, w = self.stack, self.stack.g[i], self.results[i]
+        found = stack.cell.weight_products(g, w)
+        if not stack.reads_ids(i):
+            found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
+        return [p._replace(inputs=p.inputs[block], dgates=p.dgates[block]) for p in found]
 
-    def reductions(self, part: int, parts: int) -> list[Call]:
-        """The other gradients; each is cut by columns and this is one part of them."""
-        stack, again = self.stack, self.chained
-        calls: list[Call] = []
+    def sums(self, i: int, block: slice, again: bool, part: int, parts: int) -> list[Call]:
+        """What a block of rows gives, or adds, to layer ``i``'s bias, or to Wx of characters.
 
-        def cut(gradient: np.ndarray) -> tuple[int, int]:
-            return share(gradient.shape[-1], part, parts, LINE)
+        This part of it is cut by columns.
+        """
+        g, gates = self.stack.g[i], rows(self.results[i]["gates"])[block]
+        c0, c1 = share(g["b"].size, part, parts, LINE)
+        if self.stack.reads_ids(i):
+            return [(scatter, (g["Wx"], self.ids.reshape(-1)[block], gates, c0, c1, again))]
+        return [(column_sums, (g["b"], gates, c0, c1, 0, again))]
 
-        for i, (g, w) in enumerate(zip(stack.g, self.results, strict=True)):
-            c0, c1 = cut(g["b"])
-            if stack.reads_ids(i):
-                calls.append((scatter, (g["Wx"], self.ids, w["gates"], c0, c1, again)))
-                # Each row reads one character, so the bias's gradient is the sum over characters.
-                calls.append((column_sums, (g["b"], g["Wx"], c0, c1, 0, False)))
-            else:
-                calls.append((column_sums, (g["b"], rows(w["gates"]), c0, c1, 0, again)))
-            if part == 0:
-                calls += stack.cell.reductions(g, w, again)
-        if (gradient := stack.d_embedding) is not None:
-            calls.append((scatter, (gradient, self.ids, self.dx[0], *cut(gradient), again)))
+    def sums_of_all(self, i: int, part: int, parts: int) -> list[Call]:
+        """Layer ``i``'s other gradients; what is cut is cut by columns."""
+        stack, g, again = self.stack, self.stack.g[i], self.chained
+        calls = stack.cell.reductions(g, self.results[i], again) if part == 0 else []
+        if stack.reads_ids(i):
+            # Each row reads one character, so the bias's gradient is the sum over characters.
+            columns = share(g["b"].size, part, parts, LINE)
+            calls.append((column_sums, (g["b"], g["Wx"], *columns, 0, False)))
+        elif i == 0 and (gradient := stack.d_embedding) is not None:
+            columns = share(gradient.shape[1], part, parts, LINE)
+            ids, dx = self.ids.reshape(-1), rows(self.dx[0])
+            calls.append((scatter, (gradient, ids, dx, *columns, again)))
         return calls

@@ -30,16 +30,15 @@ def embed(out, ids, W, r0, r1):
 
 @kernel
 def scatter(dW, ids, dout, c0, c1, accumulate):
-    """``dW[v, c0:c1] = sum of dout[t, r, c0:c1] where ids[t, r] = v``, or ``+=``.
+    """``dW[v, c0:c1] = sum of dout[r, c0:c1] where ids[r] = v``, or ``+=``.
 
-    Undoes `gather` and `embed`, from the last step and row to the first. dW (V, N), ids (T, B),
-    dout (T, B, at least N).
+    Undoes `gather` and `embed`, from the last row to the first. dW (V, N), ids (R,), dout (R, at
+    least N).
     """
     if not accumulate:
         for v in range(dW.shape[0]):
             dW[v, c0:c1] = 0
-    for t in range(ids.shape[0] - 1, -1, -1):
-        for r in range(ids.shape[1] - 1, -1, -1):
-            row, source = dW[ids[t, r], c0:c1], dout[t, r, c0:c1]
-            for j in range(row.size):
-                row[j] += source[j]
+    for r in range(ids.size - 1, -1, -1):
+        row, source = dW[ids[r], c0:c1], dout[r, c0:c1]
+        for j in range(row.size):
+            row[j] += source[j]
