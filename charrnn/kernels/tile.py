@@ -145,10 +145,12 @@ class Tile(TileEmitter):
             if m < ROWS:
                 switch.add_case(self.at(m), block)
             b.position_at_end(block)
+            most = together(m)
+            least = max(1, most // 2)
             column = self.at(0)
-            for panels in sorted({together(m), 1}, reverse=True):
+            for panels in sorted({most, least}, reverse=True):
                 column = self.sweep(m, panels, column)
-            self.tail(m, column)
+            self.tail(m, least, column)
             b.branch(done)
         b.position_at_end(done)
 
@@ -170,12 +172,14 @@ class Tile(TileEmitter):
         b.position_at_end(end)
         return column
 
-    def tail(self, rows: int, first: ir.Value) -> None:
-        """The last columns, at most a vector more than a panel: only the very last is masked.
+    def tail(self, rows: int, panels: int, first: ir.Value) -> None:
+        """The last columns, at most a vector more than ``panels``: only the very last is masked.
 
-        That vector alone has too few sums to keep the core busy, so it takes some of the panel's.
+        That vector alone has too few sums to keep the core busy, so it takes some of the others:
+        whole panels of these, if they are more than one, so that it does not begin within one.
         """
-        b, lanes, shared = self.builder, self.lanes, (VECTORS + 2) // 2
+        b, lanes, most = self.builder, self.lanes, panels * VECTORS
+        shared = (most + 2) // 2 if panels == 1 else most // 2
         before = b.block
         head, end = (b.append_basic_block(f"tail.{n}") for n in ("head", "end"))
         b.branch(head)
@@ -183,7 +187,7 @@ class Tile(TileEmitter):
         column = self.phi(self.index, (first, before))
         left = b.sub(self.columns, column)
         vectors = b.sdiv(b.add(left, self.at(lanes - 1)), self.at(lanes))
-        blocks = [b.append_basic_block(f"tail.{v}") for v in range(1, VECTORS + 1)]
+        blocks = [b.append_basic_block(f"tail.{v}") for v in range(1, most + 1)]
         switch = b.switch(vectors, blocks[shared - 1])
         switch.add_case(self.at(0), end)
         for v, block in enumerate(blocks, 1):
