@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from charrnn import __version__, cache, completion
+from charrnn import __version__, cache, completion, signals
 from charrnn.commands import VERBOSE, note
 from charrnn.commands.bench import bench
 from charrnn.commands.eval import evaluate
@@ -43,7 +43,8 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         _let_stdout_take_any_character()
         try:
-            super().main(*args, **(kwargs | {"standalone_mode": False}))
+            with signals.not_lost_in_callbacks():
+                super().main(*args, **(kwargs | {"standalone_mode": False}))
             sys.exit(0)
         except click.UsageError as error:
             hint = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""

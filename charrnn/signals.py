@@ -6,9 +6,11 @@ compiled kernel may be seconds long. A thread learns of it at once.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -17,6 +19,32 @@ from charrnn import terminal
 
 TOGETHER = 0.1
 """Seconds in which signals are one: `timeout` sends its own twice, to a process and its group."""
+
+AGAIN = 0.02
+"""Seconds after which a Ctrl-C that was lost in a callback comes again."""
+
+
+@contextlib.contextmanager
+def not_lost_in_callbacks() -> Iterator[None]:
+    """While this is open, Ctrl-C in a callback from foreign code comes again behind it.
+
+    There, as in the compiler's, Python reports what is raised and forgets it.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        again = threading.Timer(AGAIN, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
