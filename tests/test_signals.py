@@ -1,9 +1,11 @@
-"""Ctrl-C where Python cannot raise: in a callback from foreign code, such as the compiler's."""
+"""Ctrl-C where Python cannot raise, in a callback of the compiler's, and while modules are read."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -25,9 +27,12 @@ def broken() -> None:
 
 def test_ctrl_c_in_a_callback_comes_again(monkeypatch, capsys):
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    began = time.monotonic()
     with signals.not_lost_in_callbacks(), pytest.raises(KeyboardInterrupt):
         interrupted()
         time.sleep(30)
+    if os.name != "nt":  # where nothing wakes a thread that sleeps
+        assert time.monotonic() - began < 20
     assert capsys.readouterr().err == ""
     assert sys.unraisablehook is sys.__unraisablehook__
 
@@ -38,3 +43,21 @@ def test_what_else_a_callback_raises_is_reported_as_before(monkeypatch):
     with signals.not_lost_in_callbacks():
         broken()
     assert [report.exc_type for report in told] == [ValueError]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a process does not end by a signal")
+def test_ctrl_c_while_the_modules_are_read_ends_without_a_word():
+    code = """
+import signal, sys
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "charrnn.monitor":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from charrnn.__main__ import main
+sys.argv = ["charrnn", "--help"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
