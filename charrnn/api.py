@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,17 +283,22 @@ def restore(model: Model, into: Any, source: checkpoint.Checkpoint, prefix: str)
         for name, array in source.tensors.items()
         if name.startswith(prefix) and (prefix or not name.startswith(("optimizer.", "state.")))
     }
-    dtype = np.dtype(model.config.dtype)
-    for name in model.to_torch(into):
-        if name in tensors and tensors[name].dtype != dtype:
-            raise InputError(
-                f"{source.path}: tensor {prefix}{name} is {tensors[name].dtype}, not {dtype}: "
-                "the checkpoint is damaged"
-            )
+    check_types(model, source, [f"{prefix}{name}" for name in model.to_torch(into)])
     try:
         model.from_torch(tensors, into)
     except InputError as error:
         raise InputError(f"{source.path}: {error}; the checkpoint is damaged") from error
+
+
+def check_types(model: Model, source: checkpoint.Checkpoint, names: Iterable[str]) -> None:
+    """InputError if one of these tensors is there and not of the model's type."""
+    for name in names:
+        found = source.tensors.get(name)
+        if found is not None and found.dtype != model.config.dtype:
+            raise InputError(
+                f"{source.path}: tensor {name} is {found.dtype}, not {model.config.dtype}: "
+                "the checkpoint is damaged"
+            )
 
 
 def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:

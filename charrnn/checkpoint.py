@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from charrnn import atomic
 from charrnn.errors import InputError
-from charrnn.runlog import parse_json, regular
+from charrnn.opening import regular
+from charrnn.runlog import parse_json
 
 FORMAT_VERSION = "1"
 MAX_HEADER = 16 * 2**20  # bytes; far above any vocabulary, and a bound on memory for a bad file
@@ -108,6 +109,9 @@ def load(path: str | Path) -> Checkpoint:
         if len(file.keys()) > MAX_TENSORS:
             raise _damaged(path, f"it has {len(file.keys()):,} tensors")
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in DTYPES:
+            raise _damaged(path, f"tensor {name!r} is {tensor.dtype}")
     checksum = header.pop("checksum")
     if _checksum(tensors, header) != checksum:
         raise _damaged(path, "its checksum is wrong")
@@ -159,7 +163,7 @@ def _canonical(name: str, value: Any) -> str:
     """One text for one value: keys sorted, no spaces, ASCII."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name!r} cannot be kept in a checkpoint: {error}") from error
 
 

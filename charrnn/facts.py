@@ -7,6 +7,7 @@ dictionary of names and shapes, in which further names are allowed.
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import types
 import typing
@@ -53,7 +54,7 @@ def check(value: Any, shape: Any, what: str, lacking: bool = False) -> Any:
             elif not lacking:
                 raise _damaged(what, f"it lacks {name!r}")
     elif not fits(value, shape):
-        raise _damaged(what, f"it is {repr(value)[:40]}")
+        raise _damaged(what, f"it is {reprlib.repr(value)[:40]}")
     return value
 
 
@@ -63,8 +64,13 @@ def _damaged(what: str, fault: str) -> InputError:
 
 def fits(value: Any, shape: Any) -> bool:
     """Whether ``value`` has a shape that is no dictionary."""
-    kinds = typing.get_args(shape)
-    origin = typing.get_origin(shape)
+    if shape is int:
+        return type(value) is int and 0 <= value < LIMIT
+    if shape is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not NaN
+    if shape is Any or type(value) is shape:
+        return True
+    origin, kinds = typing.get_origin(shape), typing.get_args(shape)
     if origin in (types.UnionType, typing.Union):
         return any(fits(value, kind) for kind in kinds)
     if origin is typing.Literal:
@@ -73,8 +79,4 @@ def fits(value: Any, shape: Any) -> bool:
         return isinstance(value, list) and all(fits(item, kinds[0]) for item in value)
     if origin is tuple:
         return isinstance(value, list) and len(value) == len(kinds) and all(map(fits, value, kinds))
-    if shape is int:
-        return type(value) is int and 0 <= value < LIMIT
-    if shape is float:
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max  # not NaN
-    return shape is Any or type(value) is shape
+    return False

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from charrnn import probe, recompute
-from charrnn.api import restore
+from charrnn.api import check_types, restore
 from charrnn.checkpoint import Checkpoint
 from charrnn.config import Config
 from charrnn.errors import InputError
@@ -127,6 +127,12 @@ class Learner:
         restore(self.model, self.model.params, source, "")
         for moment, params in self.optimizer.moments.items():
             restore(self.model, params, source, f"optimizer.{moment}.")
+        squares = self.optimizer.squares
+        if squares is not None and squares.flat.min() < 0:
+            raise InputError(
+                f"{source.path} is damaged: a mean of squares is negative; use another one"
+            )
+        check_types(self.model, source, [f"state.{s}" for s in self.model.cell.states])
         try:
             self.window.set_state({s: source.tensors[f"state.{s}"] for s in self.model.cell.states})
         except (KeyError, InputError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from charrnn import runlog
+from charrnn.chart import printable
 from charrnn.terminal import Screen, style_of, usable
 from charrnn.view import View, frame
 from charrnn.watched import ORDER, Event, Watched, find
@@ -150,7 +151,7 @@ def _write_lines(runs: Sequence[Watched], stream: TextIO) -> None:
         going_on = any([runlog.held(run.folder) for run in runs])  # before the last lines are read
         for log in logs:
             for line in log.new():
-                stream.write(line + "\n")
+                stream.write(printable(line) + "\n")  # a name or word may be a stranger's
         stream.flush()
         if not going_on:
             return

@@ -35,6 +35,10 @@ MOMENTS = {
 """Arrays that a rule keeps, each as large as the weights."""
 
 
+SQUARES = {"adagrad": "s", "rmsprop": "s", "adam": "v", "adamw": "v"}
+"""Which of them is a sum or mean of squares."""
+
+
 class Clipping(NamedTuple):
     """What happened to a gradient before the update."""
 
@@ -50,6 +54,7 @@ class Optimizer:
     Attributes
     ----------
     moments : name -> Params, what the rule remembers; zero at first
+    squares : the one of `SQUARES`, never negative; None if the rule has none
     """
 
     def __init__(self, config: TrainConfig, params: Params, grads: Params, team: Team) -> None:
@@ -57,6 +62,7 @@ class Optimizer:
         self.moments = {
             name: Params(params.shapes, params.flat.dtype) for name in MOMENTS[config.optimizer]
         }
+        self.squares = self.moments.get(SQUARES.get(config.optimizer, ""))
         self._groups = [(config.decay, 0, params.decayed), (0.0, params.decayed, params.flat.size)]
         real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
         self._numbers = [np.zeros(2 + len(arguments(config, 0, 1, 0)), real) for _ in self._groups]

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from charrnn import cache, store
+from charrnn import cache, opening, store
 from charrnn.errors import InputError
 
 STDIN = "-"
@@ -158,11 +158,12 @@ class Source:
                 raise InputError("standard input is closed: name a file instead of -")
             yield sys.stdin.buffer
             return
-        if os.path.exists(self.path):
+        regular = self.kept or os.path.isfile(self.path)
+        if not regular and os.path.exists(self.path):
             mode = os.stat(self.path).st_mode
             if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):  # it may have no end
                 raise InputError(f"{self.path} is a device: name {READABLE}")
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", opener=opening.regular if regular else None) as file:
             yield file
 
     @contextlib.contextmanager
@@ -171,7 +172,7 @@ class Source:
             self._copy.seek(0)
             yield self._copy
             return
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb", opener=opening.regular) as file:
             if _stamp(file) != self.stamp:
                 raise self.changed()
             yield file

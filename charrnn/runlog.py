@@ -34,20 +34,20 @@ end         epoch, reason (finished, patience, interrupted, diverged), nats_per_
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import math
 import os
 import re
-import stat
+import reprlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from charrnn import atomic
+from charrnn import atomic, facts
 from charrnn.errors import InputError, SaveError
+from charrnn.opening import regular
 
 SCHEMA = 1
 ROOT = "runs"  # the folder of runs that are not placed elsewhere
@@ -57,10 +57,22 @@ RUN_FILES = (
 )  # fmt: skip
 """Any of these makes a run; what is written before config.json does not."""
 
+EVENTS: Mapping[str, Mapping[str, Any]] = {
+    "train": {
+        "nats_per_char": float | None, "grad_norm": float | None, "clipped": float,
+        "learning_rate": float,
+    },
+    "gradients": {"clip_scale": float, "clipped_elements": float},
+    "validation": {"val_nats_per_char": float | None},
+    "end": {"reason": str},
+}  # fmt: skip
+"""What `read` makes sure of beside ``event`` and ``step``: all that is computed with."""
+
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
 MOST_WAITING = 1 << 26  # bytes of lines that are kept in memory until they are on the disk
 TAIL, LONGEST = 2**16, 2**24  # bytes: of a tail, and of the longest JSON text that is looked at
 MOST_VALUES = 5 * 2**18  # of one: more than Unicode has characters, and a bound on memory
+DEEPEST = 100  # lists and objects within each other; far below what Python can recurse
 OWNER = 100  # bytes that a lock says of its owner
 
 
@@ -76,16 +88,16 @@ class RunLog:
 
     Raises
     ------
+    InputError
+        If something that is no such file, or may not be written, is in its place.
     SaveError
-        If the file cannot be opened or, from any method, written.
+        If it cannot be made or, from any method, written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with self._saving():
-            # Unbuffered: nothing that failed to be written may turn up again when it is closed.
-            self._file = open(self.path, "ab", buffering=0, opener=regular)  # noqa: SIM115
-            self._synced = os.fstat(self._file.fileno()).st_size  # bytes of whole lines
+        self._file = _own_file(self.path)
+        self._synced = os.fstat(self._file.fileno()).st_size  # bytes of whole lines
         self._lines = bytearray()  # behind them
         self._written = 0  # bytes of these that are in the file, in whole lines
         self._torn = False  # is there anything else behind those?
@@ -187,28 +199,6 @@ class RunLog:
             ) from error
 
 
-def regular(path: str, flags: int) -> int:
-    """An ``opener`` for files of a run folder, which may be a stranger's.
-
-    A pipe would be waited for, a device has no end, and what a link is put in the place of must not
-    be written to, nor what has a second name elsewhere: each is an OSError.
-    """
-    writes = flags & (os.O_WRONLY | os.O_RDWR)
-    if writes:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
-    info = os.fstat(descriptor)
-    problem = None
-    if not stat.S_ISREG(info.st_mode):
-        problem = "it is no regular file"
-    elif writes and info.st_nlink > 1:
-        problem = "it is a hard link, put a copy in its place"
-    if problem is not None:
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, problem, path)
-    return descriptor
-
-
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep a run folder to this process while it trains.
@@ -218,11 +208,11 @@ def lock(folder: Path) -> Iterator[None]:
     Raises
     ------
     InputError
-        If another process has it.
+        If another process has it, or something that is no such file is in its place.
     SaveError
-        If the file cannot be written.
+        If the file cannot be made.
     """
-    with _lock_file(folder / "lock") as file:
+    with _own_file(folder / "lock") as file:
         latest = time.monotonic() + GRACE
         while not _locked(file):
             if time.monotonic() > latest:
@@ -238,14 +228,21 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock_file(path: Path) -> IO[bytes]:
+def _own_file(path: Path) -> IO[bytes]:
+    """A file of a run, open for appending.
+
+    Unbuffered: nothing that failed to be written may turn up again when it is closed.
+    """
     try:
         return open(path, "a+b", buffering=0, opener=regular)
     except OSError as error:
-        raise SaveError(
-            f"could not lock {path.parent}: {error.strerror or error}; nothing has been written: "
-            f"allow writing, and remove {path} if that is no file of yours"
-        ) from error
+        fault = f"{path}: {error.strerror or error}"
+        if os.path.lexists(path):
+            raise InputError(
+                f"cannot write {fault}; allow writing it, or remove what is in the place of the "
+                "run's own file"
+            ) from error
+        raise SaveError(f"could not write {fault}; make room or allow writing") from error
 
 
 def held(folder: Path) -> bool:
@@ -299,7 +296,10 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
                 line = file.readline(LONGEST + 1)
                 if not line.endswith(b"\n") and len(line) <= LONGEST:
                     return
-                yield _event(line, f"line {number} of {path}")
+                where = f"line {number} of {path}"
+                event = _event(line, where)
+                facts.check(event, EVENTS.get(event["event"], {}), where)
+                yield event
     except OSError as error:
         raise InputError(
             f"cannot read the metrics {path}: {error.strerror or error}; name the folder of a run"
@@ -352,13 +352,14 @@ def event_at(path: str | Path, offset: int) -> dict[str, Any] | None:
 
 def _event(line: bytes, where: str) -> dict[str, Any]:
     event = parse_json(line, where)
-    if not isinstance(event, dict) or "event" not in event or "step" not in event:
+    if not isinstance(event, dict) or not {"event", "step"} <= event.keys():
         raise InputError(f"{where} is no event of a run: delete that line or restore the file")
     if event.get("schema", SCHEMA) != SCHEMA:
         raise InputError(
-            f"{where} has schema {repr(event['schema'])[:20]}; this charrnn reads {SCHEMA}: "
-            "upgrade charrnn"
+            f"{where} has schema {reprlib.repr(event['schema'])[:20]}; this charrnn reads "
+            f"{SCHEMA}: upgrade charrnn"
         )
+    facts.check(event, {"event": str, "step": int}, where)
     return event
 
 
@@ -395,7 +396,10 @@ def parse_json(text: str | bytes, what: str) -> Any:
             raise ValueError("it is too long")
         if isinstance(text, bytes):
             text = text.decode()
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+        if text.count("[") + text.count("{") > DEEPEST and _depth(value) > DEEPEST:
+            raise ValueError("nested too deeply")
+        return value
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise InputError(
@@ -407,6 +411,20 @@ def _values(text: Any) -> int:
     """At least how many objects a JSON text makes; lists and dictionaries are large ones."""
     comma, opening = (",", "[{") if isinstance(text, str) else (b",", (b"[", b"{"))
     return text.count(comma) + 2 * sum(map(text.count, opening))
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects are within each other; without recursion."""
+    inner, depth = [value], -1
+    while inner:
+        depth += 1
+        inner = [
+            item
+            for outer in inner
+            if isinstance(outer, (list, dict))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return depth
 
 
 def _finite(literal: str) -> float:

@@ -159,12 +159,7 @@ def _resumed(
     """The run in a folder as it is in the checkpoint ``path``, or last if that is the folder."""
     config_file = folder / "config.json"
     said = facts.check(_said(config_file), RUN_FACTS, str(config_file))
-    try:
-        atomic.try_folder(folder)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; allow it, or go on with a copy of the run"
-        ) from error
+    _check_writable(folder)
     source = _source(folder, path)
     config, vocabulary = _described(said, source, config_file)
     known = said["corpus"]
@@ -238,6 +233,19 @@ def train(
         if event["event"] == "end" and event["reason"] == "diverged":
             raise Diverged(event["message"])
     return load(run.folder)
+
+
+def _check_writable(folder: Path) -> None:
+    """InputError if a checkpoint could not be saved in the folder of a run."""
+    try:
+        atomic.try_folder(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; allow it, or go on with a copy of the run"
+        ) from error
+    for path in folder.glob("*.safetensors"):
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, where a checkpoint is to be: remove it")
 
 
 def _said(config_file: Path) -> Any:

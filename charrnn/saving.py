@@ -120,11 +120,12 @@ def way_back(folder: Path, progress: Progress, step: int) -> checkpoint.Checkpoi
     found = []
     paths = [path for path in checkpoint.of_run(folder) if path.stem != "last"]
     for path in paths:
-        with contextlib.suppress(InputError, LookupError, TypeError):  # a damaged one
+        with contextlib.suppress(InputError):  # a damaged one
             (said,) = checkpoint.read_metadata(path, "progress")
-            since = rollbacks[len(said.get("rollbacks", [])) :]
-            if said["step"] < before and all(said["step"] <= r[1] for r in since):
-                found.append((said["step"], path.name != "best.safetensors", path))
+            then = Progress.from_json(said, f"'progress' of {path}")
+            since = rollbacks[len(then.rollbacks) :]
+            if then.step < before and all(then.step <= r[1] for r in since):
+                found.append((then.step, path.name != "best.safetensors", path))
     for _, _, path in sorted(found, reverse=True):
         with contextlib.suppress(InputError):
             return checkpoint.load(path)

@@ -16,6 +16,7 @@ from typing import Any
 from charrnn import advice, runlog
 from charrnn.config import Config
 from charrnn.errors import InputError
+from charrnn.opening import regular
 from charrnn.table import Table
 from charrnn.words import REASONS, duration
 
@@ -52,7 +53,7 @@ class Follower:
 
         Raises OSError if it cannot be read, or is not there.
         """
-        with open(self.path, "rb", opener=runlog.regular) as file:
+        with open(self.path, "rb", opener=regular) as file:
             file.seek(self.place - len(self._tail))
             same = file.read(len(self._tail)) == self._tail
             block = file.read(BLOCK) if same else b""
@@ -114,7 +115,7 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
 def _readable(path: Path) -> bool:
     """Whether there is such a file; InputError if it may not be read."""
     try:
-        open(path, "rb", opener=runlog.regular).close()
+        open(path, "rb", opener=regular).close()
     except FileNotFoundError:
         return False
     except OSError as error:

@@ -385,9 +385,9 @@ FORBIDDEN = {
         " with --out-dir"),
     "a picture": (".", 0o500, "plot run --output x.svg", 2, "--output x.svg cannot be written: "
         "Permission denied; name a file in a folder of yours"),
-    "a lock": ("run/lock", 0o400, "train --resume run --max-steps=40", 4, "could not lock run: "
-        "Permission denied; nothing has been written: allow writing, and remove run/lock if that is"
-        " no file of yours"),
+    "a lock": ("run/lock", 0o400, "train --resume run --max-steps=40", 2, "cannot write "
+        "run/lock: Permission denied; allow writing it, or remove what is in the place of the run's"
+        " own file"),
     "a text": ("text.txt", 0, "train text.txt --out-dir new", 2,
         "cannot read text.txt: Permission denied"),
     "the text of a run": ("text.txt", 0, "train --resume run --max-steps=40", 2,

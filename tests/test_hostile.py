@@ -22,10 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import ROOT, run_python
 
-from charrnn import api, checkpoint, facts, listing, runlog, runs, watched
+from charrnn import api, checkpoint, facts, listing, runlog, runs, saving, watched
 from charrnn.config import Config, ModelConfig
 from charrnn.errors import LONGEST, CharRNNError, InputError, SaveError
 from charrnn.model import Model
+from charrnn.progress import Progress
 from charrnn.vocab import Vocabulary
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 8
@@ -172,6 +173,105 @@ def test_a_text_that_never_ends_is_not_read(run: Path) -> None:
         runs.resume(str(run), (), {"max_steps": 6})
 
 
+@posix
+def test_a_kept_text_that_is_a_pipe(run: Path) -> None:
+    def keep(loaded: checkpoint.Checkpoint) -> None:
+        loaded.metadata["corpus"]["sources"] = ["-"]
+
+    rewrite(run / "last.safetensors", keep)
+    os.mkfifo(run / "text.txt")
+    with pytest.raises(InputError, match="cannot read .*text.txt: it is no regular file"):
+        runs.resume(str(run), (), {"max_steps": 6})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("file", ["/proc/self/pagemap", "/proc/cpuinfo", "/proc/kmsg"])
+def test_files_of_the_system_without_a_size(file: str, run: Path, trained: Path) -> None:
+    """They call themselves regular files; the first never ends, the last may be waited for."""
+    text = trained / "text.txt"
+
+    def name(loaded: checkpoint.Checkpoint) -> None:
+        loaded.metadata["corpus"]["sources"] = [file]
+
+    def validate(loaded: checkpoint.Checkpoint) -> None:
+        loaded.metadata["corpus"]["sources"] = [str(text)]
+        loaded.metadata["config"]["data"]["val_file"] = file
+
+    began = time.monotonic()
+    for change in (name, validate):
+        for path in run.glob("*.safetensors"):
+            rewrite(path, change)
+        with pytest.raises(InputError, match=f"cannot read {file}: "):
+            runs.resume(str(run), (), {"max_steps": 6})
+    lm = api.load(run)
+    assert lm.validation_text() is None
+    with pytest.raises(InputError, match=f"cannot read {file}: "):
+        runs.start([file], Config(), str(run.parent / "new"))
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to(file)
+    (listed,) = listing.find(run.parent, time.time())
+    assert listed["state"] == "damaged" and "metrics.jsonl" in listed["problem"]
+    with pytest.raises(InputError, match=r"cannot read the metrics"):
+        watched.find([str(run)])
+    follower = watched.Watched(run, "a")
+    assert list(follower.news()) == [] and follower.trouble
+    assert time.monotonic() - began < 60
+
+
+@posix
+@pytest.mark.parametrize("name", ["metrics.jsonl", "lock", "best.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_stands_in_a_files_place_is_bad_input(
+    name: str, kind: str, run: Path, trained: Path
+) -> None:
+    (run / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    elif kind == "folder":
+        (run / name).mkdir()
+    else:
+        (run / name).symlink_to(run / "nothing")
+    last = (run / "last.safetensors").read_bytes()
+    done = charrnn("train", trained / "text.txt", "--resume", run, "--max-steps", 6, "--quiet")
+    if name == "best.safetensors" and kind != "folder":  # a better one takes its place
+        assert done.returncode == 0 and not (run / name).is_fifo()
+        return
+    is_one_line(done)
+    assert f"{run / name}" in done.stderr and (run / "last.safetensors").read_bytes() == last
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "end"},
+        {"event": "end", "reason": ["finished"]},
+        {"event": ["end"], "reason": "finished"},
+        {"event": {}, "reason": "finished"},
+        {"event": "gradients", "clip_scale": 1.0},
+        {"event": "gradients", "clip_scale": "a", "clipped_elements": 0.0},
+        {"event": "train", "nats_per_char": 1, "grad_norm": "1", "clipped": 0, "learning_rate": 1},
+        {"event": "end", "reason": "finished", "step": "4"},
+    ],
+)
+def test_lines_of_the_metrics_that_lack_something(line: dict[str, Any], run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    lines = [line for line in metrics.read_bytes().splitlines(True) if b'"end"' not in line]
+    metrics.write_bytes(b"".join(lines) + runlog.dump_json({"step": 4} | line) + b"\n")
+    for words in (("train", "--resume", run), ("gradients", run, "--show", "clipping")):
+        done = charrnn(*words)
+        is_one_line(done)
+        assert "of " in done.stderr and "metrics.jsonl is damaged: it " in done.stderr
+    assert charrnn("monitor", run).returncode == 0
+
+
+def test_a_way_back_that_says_nothing(run: Path) -> None:
+    """A damaged checkpoint is no way back from a divergence; the others are."""
+    shutil.copy(run / "last.safetensors", run / "step-3.safetensors")
+    rewrite(run / "step-3.safetensors", lambda loaded: put(loaded.metadata, ("progress",), []))
+    found = saving.way_back(run, Progress(step=9), 9)
+    assert found is not None and found.path.name == "best.safetensors"
+
+
 def test_nothing_of_a_file_moves_the_cursor(run: Path) -> None:
     def paint(loaded: checkpoint.Checkpoint) -> None:
         loaded.metadata["versions"]["\x1b[2J"] = "\x1b]0;title\x07"
@@ -181,6 +281,17 @@ def test_nothing_of_a_file_moves_the_cursor(run: Path) -> None:
         rewrite(path, paint)
     done = charrnn("info", run)
     assert done.returncode == 0 and "?[2J" in done.stdout
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    with open(run / "metrics.jsonl", "ab") as file:
+        end = {
+            "event": "end",
+            "step": 4,
+            "reason": "\x1b]0;a\x07\nb\x9b2J",
+            "time": {"seconds": 1.0},
+        }
+        file.write(runlog.dump_json(end | {"test_nats_per_char": None}) + b"\n")
+    done = charrnn("monitor", run)
+    assert done.returncode == 0 and "?]0;a??b?2J after 1 s" in done.stdout
     assert all(line.isprintable() for line in done.stdout.split("\n"))
     error = InputError("a\nb\x1b[2J" + "x" * 10_000)
     assert str(error).isprintable() and str(error).startswith("a b\\x1b[2Jxxx")
@@ -321,12 +432,16 @@ def test_tensors_that_fit_nothing(change: Callable[[Any], Any], match: str, run:
 
 
 def test_states_that_fit_nothing(run: Path) -> None:
-    for change, match in (
+    changes: list[tuple[Callable[[dict[str, np.ndarray]], Any], str]] = [
         (lambda t: t.pop("state.h"), "it lacks the tensor 'state.h'"),
         (lambda t: t.update({"state.h": np.ones((9, 9), "f4")}), r"shape \(9, 9\): needed is"),
         (lambda t: t.pop("optimizer.m.head.bias"), "lack the tensor head.bias"),
-    ):
-        copy = shutil.copytree(run, run.parent / f"copy{match[:3]}")
+        (lambda t: t.update({"state.h": t["state.h"].astype("i8")}), "state.h is int64, not"),
+        (lambda t: t.update({"state.h": t["state.h"] > 0}), "state.h is bool, not"),
+        (lambda t: t["optimizer.v.head.bias"].fill(-1), "a mean of squares is negative"),
+    ]
+    for i, (change, match) in enumerate(changes):
+        copy = shutil.copytree(run, run.parent / f"copy{i}")
         rewrite(copy / "last.safetensors", lambda loaded, c=change: c(loaded.tensors))
         with pytest.raises(InputError, match=match):
             runs.resume(str(copy), (), {"max_steps": 6})
@@ -548,7 +663,7 @@ def test_a_lock_that_is_none(run: Path) -> None:
     (run / "lock").mkdir()
     assert not runlog.held(run)
     with (
-        pytest.raises(SaveError, match="could not lock .*; nothing has been written"),
+        pytest.raises(InputError, match="cannot write .*lock: .*; allow writing it, or remove"),
         runlog.lock(run),
     ):
         pass
