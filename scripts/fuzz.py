@@ -2,9 +2,10 @@
 
 Each case takes one of a few trained runs, changes a file of it (bits, stretches, lengths; or, the
 checksum made right again, values of its JSON, tensors and their places) and uses the result as the
-commands do. Allowed is one of two: everything works, or a CharRNNError of one line. Anything else
-is a failure: another exception, a warning, a crash, more than --seconds or --memory, a file that is
-changed outside of the run's folder.
+commands do. Allowed is one of two: everything works, or an InputError of one line (or a run that
+diverges). Anything else is a failure: another exception, a warning, a crash, what would move a
+terminal's cursor, more than --seconds or --memory, a file that is changed outside of the run's
+folder.
 
     python scripts/fuzz.py --count 10000 --seed 1
     python scripts/fuzz.py --seed 1 --only 4711        # one case again, with its traceback
@@ -19,6 +20,7 @@ import argparse
 import collections
 import contextlib
 import copy
+import io
 import itertools
 import json
 import os
@@ -37,33 +39,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click.testing import CliRunner
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # if none is installed
 
-from charrnn import api, checkpoint, curves, listing, runlog, runs, view, watched
+from charrnn import api, checkpoint, curves, listing, runlog, runs, saving, view, watched
 from charrnn.chart import Style
+from charrnn.cli import cli
 from charrnn.config import Config
-from charrnn.errors import LONGEST, CharRNNError
+from charrnn.errors import LONGEST, CharRNNError, SaveError
+from charrnn.progress import Progress
 
 TEXT = "The Time Traveller (for so it will be convenient to speak of him) was expounding. " * 4
 RUNS: dict[str, dict[str, Any]] = {
     "lstm": dict(model="lstm", hidden_size=5, dropout=0.1),
     "gru": dict(model="gru", hidden_size=4, num_layers=2, embedding_size=3, min_count=5),
     "rnn": dict(model="rnn", hidden_size=3, level="byte", optimizer="momentum", bptt="sliding"),
+    "kept": dict(model="lstm", hidden_size=2, grad_clip_value=0.1),  # the text from a pipe
 }
 COMMON = dict(
     batch_size=2, seq_length=8, max_steps=6, eval_every=2, checkpoint_every=3, log_every=1,
     log_gradients=2, sample_every=3, keep=1, threads=1,
 )  # fmt: skip
 
-DEEP, LONG = "\0deep", "\0long"
+DEEP, DEEPISH, LONG = "\0deep", "\0deepish", "\0long"
 """Stand for JSON that Python could not write: see `dumped`."""
 EXTREMES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 255, 65536, 2**31, 2**53 + 1, 2**63, -(2**63), 10**30,
     10**400, 0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
     "", "x", "1", "-1", "nan", "a" * 100_000, "\x1b[2J\x07", "\ud800", "\u202e", "a\nb", "a\0b",
-    "$\\frac{", "../../outside", "/dev/zero", "/dev/stdin", "best", "lstm", "orthogonal", "bf16",
-    "1000000000000:0.5", [], [0], [[]] * 1000, [None] * 5000, {}, {"a": {"b": [1]}}, DEEP, LONG,
+    "$\\frac{", "../../outside", "/dev/zero", "/dev/stdin", "/proc/self/pagemap", "/proc/kmsg",
+    "best", "lstm", "orthogonal", "bf16", "1000000000000:0.5", [], [0], [[]] * 1000, [None] * 5000,
+    {}, {"a": {"b": [1]}}, DEEP, DEEPISH, LONG,
 )  # fmt: skip
 
 
@@ -76,6 +83,7 @@ def dumped(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
     sys.set_int_max_str_digits(4300)
     text = text.replace(json.dumps(DEEP).encode(), b"[" * 5000 + b"]" * 5000)
+    text = text.replace(json.dumps(DEEPISH).encode(), b"[" * 960 + b"]" * 960)
     return text.replace(json.dumps(LONG).encode(), b"[" + b"[]," * 300_000 + b"[]]")
 
 
@@ -239,13 +247,17 @@ def lines_changed(content: bytes, rng: random.Random) -> bytes:
 def file_replaced(path: Path, outside: Path, rng: random.Random) -> str:
     """Something in the place of a file that is none: a pipe, a link, a folder, nothing."""
     path.unlink(missing_ok=True)
-    kind = rng.choice(("pipe", "link", "device", "folder", "nothing"))
+    kind = rng.choice(("pipe", "link", "device", "folder", "nothing", "endless", "silent"))
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "link":
         path.symlink_to(outside)
     elif kind == "device":
         path.symlink_to("/dev/zero")
+    elif kind == "endless":  # and yet a regular file
+        path.symlink_to("/proc/self/pagemap")
+    elif kind == "silent":
+        path.symlink_to("/proc/kmsg")
     elif kind == "folder":
         path.mkdir()
     return kind
@@ -311,13 +323,45 @@ def use_init_from(folder: Path) -> None:
         pass
 
 
+def use_rollback(folder: Path) -> None:
+    """What a run does that has diverged."""
+    saving.way_back(folder, Progress(step=9, rollbacks=[(5, 3, "loss")]), 9)
+
+
+def command(*words: str) -> Callable[[Path], None]:
+    """What a command does and prints."""
+
+    def use(folder: Path) -> None:
+        named = {"run": str(folder), "text": str(folder.parent.parent / "text.txt")}
+        done = CliRunner().invoke(cli, [word.format(**named) for word in words])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code in (0, 2), (done.exit_code, done.stderr)
+        for line in (done.stdout + done.stderr).split("\n"):
+            assert line.isprintable(), line
+        errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+        assert len(errors) == (done.exit_code == 2), done.stderr
+
+    use.__name__ = words[0]
+    return use
+
+
+MONITOR, CLIPPING = command("monitor", "{run}"), command("gradients", "{run}", "--show", "clipping")
+BASELINES = command("eval", "{run}", "{text}", "--baselines")
+INSPECT = command("inspect", "{run}", "--unit", "1")
 USES: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "checkpoint": (use_model, use_model, use_resume, use_init_from, use_folder),
-    "config": (use_folder, use_resume, use_resume),
-    "metrics": (use_folder, use_folder, use_resume),
-    "lock": (use_folder, use_resume),
-    "file": (use_folder, use_resume, use_model, use_init_from),
-}
+    "checkpoint": (
+        use_model, use_model, use_resume, use_resume, use_init_from, use_folder, use_rollback,
+        CLIPPING, BASELINES, INSPECT, command("info", "{run}"),
+    ),
+    "config": (use_folder, use_resume, use_resume, MONITOR),
+    "metrics": (use_folder, use_resume, MONITOR, CLIPPING),
+    "lock": (use_folder, use_resume, MONITOR),
+    "file": (
+        use_folder, use_resume, use_model, use_init_from, use_rollback, MONITOR, CLIPPING,
+        BASELINES, INSPECT,
+    ),
+}  # fmt: skip
 
 
 # -- cases ----------------------------------------------------------------------------------------
@@ -332,7 +376,9 @@ class Cases:
         (root / "outside").write_text("nobody may write here")
         for name, options in RUNS.items():
             config = Config.from_options(COMMON | options)
-            for _ in runs.start([str(root / "text.txt")], config, str(root / name)).events():
+            text = "-" if name == "kept" else str(root / "text.txt")
+            sys.stdin = io.TextIOWrapper(io.BytesIO(TEXT.encode()))
+            for _ in runs.start([text], config, str(root / name)).events():
                 pass
         self.files = {p: p.read_bytes() for name in RUNS for p in (root / name).iterdir()}
         self.contents = list(self.files.values())
@@ -352,6 +398,8 @@ class Cases:
         try:
             use(folder)
             end = "used"
+        except SaveError:
+            raise
         except CharRNNError as error:
             message = str(error)
             assert message.isprintable() and 0 < len(message) <= LONGEST * 4, (title, message)
@@ -387,7 +435,7 @@ class Cases:
     def change(self, folder: Path, kind: str, rng: random.Random) -> str:
         """Change a file of the run; what was done."""
         if kind == "file":
-            path = rng.choice([p for p in folder.iterdir() if p.name != "text.txt"])
+            path = rng.choice(sorted(folder.iterdir()))
             if rng.random() < 0.3:
                 other = rng.choice(list(self.files))
                 path.write_bytes(self.files[other])
