@@ -22,8 +22,8 @@ CELLS = tuple(
 )  # file names, read without importing numba
 CELLS = tuple(name for name in CELLS if name not in ("__init__", "base"))
 
-LARGE, HUGE = 1e6, 1e30
-"""Bounds of what the update computes with: float32 must hold these and their products."""
+HUGE = 1e38
+"""Bound of what the update computes with: float32 must hold it, and its reciprocal."""
 
 OPTIMIZERS = ("sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw")
 LEARNING_RATES = {
@@ -304,7 +304,7 @@ class TrainConfig(Section):
         + ", ".join(f"{k} {v:g}" for k, v in LEARNING_RATES.items())
         + "]",
         above=0,
-        max=LARGE,
+        max=HUGE,
         aliases=("lr",),
     )
     lr_schedule: str = option(
@@ -334,15 +334,13 @@ class TrainConfig(Section):
     momentum: float = option(0.9, "Decay of momentum's velocity.", min=0, below=1)
     beta1: float = option(0.5, "Decay of Adam's first moment.", min=0, below=1)
     beta2: float = option(0.99, "Decay of Adam's and rmsprop's second moment.", min=0, below=1)
-    epsilon: float = option(
-        1e-8, "Added to the root of the second moment.", min=1 / HUGE, max=LARGE
-    )
+    epsilon: float = option(1e-8, "Added to the root of the second moment.", min=1 / HUGE, max=HUGE)
     weight_decay: float | None = option(
         None,
         "Weight decay of the matrices (adamw: decoupled; others: L2).  "
         "[default: 0.01 with adamw, else 0]",
         min=0,
-        max=LARGE,
+        max=HUGE,
     )
     grad_clip: float = option(
         1.0, "Largest global norm of the gradient; 0 = off.", min=0, aliases=("clip",)

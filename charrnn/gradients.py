@@ -656,13 +656,23 @@ class Clipping(Measurement):
     same_angles: np.ndarray
 
 
+CLIPPING: Mapping[str, Mapping[str, Any]] = {
+    "train": {"clipped": float, "grad_norm": float | None},
+    "gradients": {"clip_scale": float, "clipped_elements": float},
+}
+"""What `clipping` needs of events."""
+
+
 def clipping(
     events: Iterable[Mapping[str, Any]],
     gradients: Mapping[str, np.ndarray],
     limit: float,
     value_limit: float,
 ) -> Clipping:
-    """Measure clipping from a run's events and from flat gradients (n,) by their names."""
+    """Measure clipping from a run's events and from flat gradients (n,) by their names.
+
+    The events have at least what `CLIPPING` says.
+    """
     by_kind: dict[str, list[Mapping[str, Any]]] = {"train": [], "gradients": []}
     for event in events:
         by_kind.setdefault(event["event"], []).append(event)

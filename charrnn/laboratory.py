@@ -451,7 +451,7 @@ def show_clipping(subject: Subject, request: Request) -> View:
         raise InputError("--show clipping needs a RUN: it reads what its training has logged")
     train, path = lm.config.train, Path(lm.path).parent / "metrics.jsonl"
     found = gradients.clipping(
-        runlog.read(path), _window_gradients(lm, subject, request),
+        runlog.read(path, gradients.CLIPPING), _window_gradients(lm, subject, request),
         train.grad_clip, train.grad_clip_value,
     )  # fmt: skip
     norms = [number(x) for x in _quantiles(found.logged)]

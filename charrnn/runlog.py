@@ -43,6 +43,7 @@ import reprlib
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from charrnn import atomic, facts
@@ -57,16 +58,7 @@ RUN_FILES = (
 )  # fmt: skip
 """Any of these makes a run; what is written before config.json does not."""
 
-EVENTS: Mapping[str, Mapping[str, Any]] = {
-    "train": {
-        "nats_per_char": float | None, "grad_norm": float | None, "clipped": float,
-        "learning_rate": float,
-    },
-    "gradients": {"clip_scale": float, "clipped_elements": float},
-    "validation": {"val_nats_per_char": float | None},
-    "end": {"reason": str},
-}  # fmt: skip
-"""What `read` makes sure of beside ``event`` and ``step``: all that is computed with."""
+Shapes = Mapping[str, Mapping[str, Any]]
 
 GRACE = 0.5  # seconds in which a lock that is only looked at by `held` becomes free
 MOST_WAITING = 1 << 26  # bytes of lines that are kept in memory until they are on the disk
@@ -282,13 +274,16 @@ def _locked(file: IO[Any], shared: bool = False) -> bool:
     return True
 
 
-def read(path: str | Path) -> Iterator[dict[str, Any]]:
+def read(path: str | Path, needed: Shapes = MappingProxyType({})) -> Iterator[dict[str, Any]]:
     """The complete events of a metrics file; a last line still being written is left out.
+
+    ``needed``: kind of event -> what a line of it must say, as `charrnn.facts` describes it.
 
     Raises
     ------
     InputError
-        If the file cannot be read, a line is not an event, or its schema is not ours.
+        If the file cannot be read, a line is not an event or lacks what is needed, or its schema
+        is not ours.
     """
     try:
         with open(path, "rb", opener=regular) as file:
@@ -298,7 +293,7 @@ def read(path: str | Path) -> Iterator[dict[str, Any]]:
                     return
                 where = f"line {number} of {path}"
                 event = _event(line, where)
-                facts.check(event, EVENTS.get(event["event"], {}), where)
+                facts.check(event, needed.get(event["event"], {}), where)
                 yield event
     except OSError as error:
         raise InputError(

@@ -391,7 +391,8 @@ def _check_unfinished(run: Run, changes: dict[str, Any]) -> None:
         return
     path = run.folder / "metrics.jsonl"
     ended = path.is_file() and any(
-        event["event"] == "end" and event["reason"] == p.finished for event in runlog.read(path)
+        event["event"] == "end" and event["reason"] == p.finished
+        for event in runlog.read(path, {"end": {"reason": str}})
     )
     if ended:  # else it was killed between its last checkpoint and its last line
         more = "--patience 0 or a larger one" if p.finished == "patience" else f"more {limit}"

@@ -316,7 +316,10 @@ def test_a_file_that_ends_too_early_is_no_interruption(trainer, monkeypatch):
             "--hidden-size is 0: it must be a whole number from 1 to 65,536",
         ),
         ("train a --epochs 1.5", "--epochs is '1.5': it must be a whole number at least 1"),
-        ("train a --lr nan", "--learning-rate is nan: it must be a number above 0"),
+        (
+            "train a --lr nan",
+            "--learning-rate is nan: it must be a number above 0 and at most 1e+38",
+        ),
         ("train a --dropout x", "--dropout is 'x': it must be a number at least 0 and below 1"),
         (
             "train --resume r --out-dir o",

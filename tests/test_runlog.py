@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -15,14 +14,11 @@ from charrnn import runlog
 from charrnn.errors import InputError, SaveError
 from charrnn.runlog import RunLog, new_run_folder, parse_json, read, write_json
 
-EVENTS: list[dict[str, Any]] = [
+EVENTS = [
     {"event": "start", "step": 0, "schema": runlog.SCHEMA, "vocab_size": 7},
-    {
-        "event": "train", "step": 10, "nats_per_char": 1.5, "grad_norm": None, "clipped": 0.5,
-        "learning_rate": 0.01, "time": {"seconds": 0.1},
-    },
+    {"event": "train", "step": 10, "nats_per_char": 1.5, "time": {"seconds": 0.1}},
     {"event": "sample", "step": 10, "text": 'a\n"é中😀\u2028\u0085\r\ud800'},
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -62,8 +58,8 @@ def test_an_event_can_be_read_at_once(path):
 
 def test_numbers_that_are_not_finite_become_null(path):
     nan, inf = float("nan"), float("inf")
-    write(path, [{"event": "x", "step": 1, "a": nan, "time": {"b": [inf, 1.0, (-inf,)]}}])
-    expected = {"event": "x", "step": 1, "a": None, "time": {"b": [None, 1.0, [None]]}}
+    write(path, [{"event": "end", "step": 1, "a": nan, "time": {"b": [inf, 1.0, (-inf,)]}}])
+    expected = {"event": "end", "step": 1, "a": None, "time": {"b": [None, 1.0, [None]]}}
     assert list(read(path)) == [expected]
 
 
@@ -92,8 +88,7 @@ def test_a_torn_last_line_is_left_out(path):
         (b'{"event":"x","step":"1"}', "'step' of line 2 of .* is damaged: it is '1'"),
         (b'{"event":"x","step":-1}', "'step' of line 2 of .* is damaged"),
         (b'{"event":"end","step":1}', "line 2 of .* is damaged: it lacks 'reason'"),
-        (b'{"event":"gradients","step":1,"clip_scale":"a"}', "'clip_scale' of line 2 .* damaged"),
-        (b'{"event":"gradients","step":1,"clip_scale":1}', "it lacks 'clipped_elements'"),
+        (b'{"event":"end","step":1,"reason":7}', "'reason' of line 2 of .* is damaged: it is 7"),
         (b'{"event":"start","step":0,"schema":2}', "line 2 of .* schema 2.* reads 1: upgrade"),
         (b'{"event":"start","step":0,"schema":"x"}', "line 2 of .* schema 'x'"),
     ],
@@ -101,7 +96,7 @@ def test_a_torn_last_line_is_left_out(path):
 def test_damaged_lines(path, line, match):
     write(path, EVENTS[:1])
     path.write_bytes(path.read_bytes() + line + b"\n")
-    events = read(path)
+    events = read(path, {"end": {"reason": str}})
     assert next(events) == EVENTS[0]
     with pytest.raises(InputError, match=match) as caught:
         next(events)

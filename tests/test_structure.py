@@ -101,6 +101,7 @@ def test_only_monitor_draws_bars() -> None:
 CORE = {
     "errors": set(),
     "facts": {"errors"},
+    "opening": set(),
     "threads": {"kernels"},
     "params": {"kernels"},
     "atomic": {"errors"},
@@ -130,7 +131,7 @@ CORE = {
     "schedules": {"config", "errors"},
     "vocab": {"errors"},
     "store": {"atomic", "cache", "errors"},
-    "reading": {"cache", "errors", "store"},
+    "reading": {"cache", "errors", "opening", "store"},
     "data": {"cache", "errors", "reading", "store", "vocab"},
     "sampling": {"config", "errors", "stepper", "vocab"},
     "session": {"checkpoint", "config", "errors", "model", "sampling", "stepper", "vocab"},
@@ -220,9 +221,9 @@ CORE = {
         "vocab",
     },
     "listing": {"chart", "checkpoint", "errors", "facts", "runlog"},
-    "watched": {"advice", "config", "errors", "runlog", "table", "words"},
+    "watched": {"advice", "config", "errors", "opening", "runlog", "table", "words"},
     "view": {"chart", "watched", "words"},
-    "live": {"runlog", "terminal", "view", "watched", "words"},
+    "live": {"chart", "runlog", "terminal", "view", "watched", "words"},
 }
 
 
