@@ -68,7 +68,7 @@ EXTREMES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 255, 65536, 2**31, 2**53 + 1, 2**63, -(2**63), 10**30,
     10**400, 0.5, -0.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"),
     "", "x", "1", "-1", "nan", "a" * 100_000, "\x1b[2J\x07", "\ud800", "\u202e", "a\nb", "a\0b",
-    "$\\frac{", "../../outside", "/dev/zero", "/dev/stdin", "/proc/self/pagemap", "/proc/kmsg",
+    "$\\frac{", "../../outside", "/dev/zero", "/dev/stdin", "/proc/self/pagemap",
     "best", "lstm", "orthogonal", "bf16", "1000000000000:0.5", [], [0], [[]] * 1000, [None] * 5000,
     {}, {"a": {"b": [1]}}, DEEP, DEEPISH, LONG,
 )  # fmt: skip
@@ -247,7 +247,7 @@ def lines_changed(content: bytes, rng: random.Random) -> bytes:
 def file_replaced(path: Path, outside: Path, rng: random.Random) -> str:
     """Something in the place of a file that is none: a pipe, a link, a folder, nothing."""
     path.unlink(missing_ok=True)
-    kind = rng.choice(("pipe", "link", "device", "folder", "nothing", "endless", "silent"))
+    kind = rng.choice(("pipe", "link", "device", "folder", "nothing", "endless"))
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "link":
@@ -256,8 +256,6 @@ def file_replaced(path: Path, outside: Path, rng: random.Random) -> str:
         path.symlink_to("/dev/zero")
     elif kind == "endless":  # and yet a regular file
         path.symlink_to("/proc/self/pagemap")
-    elif kind == "silent":
-        path.symlink_to("/proc/kmsg")
     elif kind == "folder":
         path.mkdir()
     return kind
