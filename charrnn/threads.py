@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from charrnn.kernels.jit import Code
+from charrnn.kernels.pack import aligned_zeros
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
 
@@ -114,7 +115,7 @@ class Team:
 
     def __init__(self, size: int) -> None:
         self.most = size
-        self.arrivals = np.zeros(8, np.int64)  # each counter has a cache line of its own
+        self.arrivals = aligned_zeros((8,), np.int64)  # each counter has a cache line of its own
         self._seats: dict[int, np.ndarray] = {}
         self._helpers: list[_Helper] = []
         self.resize(size)
@@ -192,7 +193,7 @@ class _Helper:
     """A thread that walks through the tables that it is given."""
 
     def __init__(self) -> None:
-        self._box = np.zeros(8, np.int64)
+        self._box = aligned_zeros((8,), np.int64)
         self._bell: SimpleQueue[None] = SimpleQueue()
         threading.Thread(target=self._work, name="charrnn", daemon=True).start()
 

@@ -12,6 +12,7 @@ import pytest
 from charrnn import threads
 from charrnn.kernels import program
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.seat import NOWHERE
 from charrnn.threads import Phase, Team, available, share
 
 
@@ -157,6 +158,16 @@ def test_a_team_changes_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (0, 8):
         with pytest.raises(ValueError):
             team.resize(size)
+    team.close()
+
+
+def test_counters_share_no_cache_line_with_anything() -> None:
+    """Threads that meet would take it from each other at every look."""
+    team = Team(3)
+    (helper,) = team.helpers(1)
+    counters = [team.arrivals, NOWHERE, helper._box, *team.seats]
+    assert {x.ctypes.data % 64 for x in counters} == {0}
+    assert {x.nbytes for x in counters} == {64}
     team.close()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import gemm
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.pack import aligned_zeros
 from charrnn.kernels.program import YIELD, meet
 
 MET, PLACE, PARTIES, GIVE_WAY = range(4)
@@ -20,13 +21,13 @@ MET, PLACE, PARTIES, GIVE_WAY = range(4)
 
 def seats(parties: int) -> np.ndarray:
     """(parties, 8): a row, which fills a cache line, for everyone who shares the units."""
-    made = np.zeros((parties, 8), np.int64)
+    made = aligned_zeros((parties, 8), np.int64)
     made[:, PLACE], made[:, PARTIES], made[:, GIVE_WAY] = np.arange(parties), parties, YIELD
     return made
 
 
 ALONE = seats(1)[0]
-NOWHERE = np.zeros(8, np.int64)
+NOWHERE = aligned_zeros((8,), np.int64)
 """The arrivals of who meets nobody."""
 
 
