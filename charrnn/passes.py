@@ -282,8 +282,8 @@ class Pass(Inputs):
     def weights(self, r0: int, r1: int) -> Phase:
         """What the rows r0 <= r < r1, r0 a multiple of `DEPTH`, add to the layers' gradients.
 
-        Block by block, so that what one sum has read is near for the next one. Rows that are not
-        the last come after these.
+        Block by block, so that what one sum has read is near for the next one. The rows behind
+        them come before.
         """
         phase: list[Item] = []
         for part in range(self.parts):
