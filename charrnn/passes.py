@@ -11,10 +11,9 @@ The phases of a training pass, each shared by the team's threads:
     backward  the same shares, back through layers and time
     weights   shares of the columns of every weight's gradient
 
-The last two take turns: the caches still have what one stretch of time has left for the weights.
 Threads meet where one needs what another has made: not between forward and the first logits, nor
-between the last output weights and packing, nor before the way back goes on. No sum crosses a
-share, so that the bits do not depend on how many there are.
+between the last output weights and packing. No sum crosses a share, so that the bits do not depend
+on how many there are.
 """
 
 from __future__ import annotations
@@ -48,9 +47,6 @@ BLOCK = 1 << 20
 
 SMALL = 1 << 22
 """Multiply-adds of a pass forward below which other threads are not worth waking."""
-
-STRETCH = 2 * DEPTH
-"""Rows, steps of the batch, of the way back before their products for the weights' gradients."""
 
 UNITS = 1 << 24
 """Bytes of a layer's recurrent weights from which threads share its units, not the batch.
@@ -222,6 +218,8 @@ class Pass(Inputs):
         self._make_blocks()
         if self.training:
             self.ways = self.window.ways
+            self.backward: list[Phase] = self._backward()
+            self._make_weights()
 
     def _by_units(self, B: int) -> bool:
         """Whether threads share the units of a layer rather than the rows of the batch."""
@@ -275,41 +273,25 @@ class Pass(Inputs):
                 block.weights.append([*calls, bias])
         return block
 
-    def backward(self, t0: int, t1: int) -> Phase:
-        """Back through layers and the steps t0 <= t < t1."""
-        return [self.window.backward_calls(s, t0, t1) for s in self.shares]
+    def _backward(self) -> list[Phase]:
+        """The way back through layers and time."""
+        return [[self.window.backward_calls(s) for s in self.shares]]
 
-    def weights(self, r0: int, r1: int) -> Phase:
-        """What the rows r0 <= r < r1, r0 a multiple of `DEPTH`, add to the layers' gradients.
-
-        Block by block, so that what one sum has read is near for the next one. The rows behind
-        them come before.
-        """
-        phase: list[Item] = []
+    def _make_weights(self) -> None:
+        """Block by block of rows, so that what one sum has read is near for the next one."""
+        self.weights: list[Item] = []
+        R = self.ids.size
         for part in range(self.parts):
             calls: list[Call] = []
             for i in range(len(self.window.w)):
-                for start in reversed(range(r0, r1, DEPTH)):
-                    block = slice(start, min(start + DEPTH, r1))
-                    again = self.chained or block.stop < self.ids.size
+                for r0 in range((R - 1) // DEPTH * DEPTH, -1, -DEPTH):
+                    block = slice(r0, min(r0 + DEPTH, R))
+                    again = self.chained or block.stop < R
                     calls += self.window.sums(i, block, again, part, self.parts)
                     for product in self.window.products(i, block):
                         calls += self._product_calls(product, part, again)
-                if r0 == 0:
-                    calls += self.window.sums_of_all(i, part, self.parts)
-            phase.append(calls)
-        return phase
-
-    def back_and_weights(self) -> list[Phase]:
-        """The way back, stretch by stretch, and what each adds to the weights' gradients."""
-        R, B, end = self.ids.size, self.ids.shape[1], len(self.ids)
-        phases: list[Phase] = [[]]
-        for r0 in reversed(range(0, R, STRETCH)):
-            if r0 // B < end:
-                back, end = self.backward(r0 // B, end), r0 // B
-                phases[-1] = merged(phases[-1], back)
-            phases.append(self.weights(r0, min(r0 + STRETCH, R)))
-        return phases
+                calls += self.window.sums_of_all(i, part, self.parts)
+            self.weights.append(calls)
 
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
         """One part of a weight's gradient: a share of its columns, or of its rows if narrow."""
@@ -333,18 +315,19 @@ class Pass(Inputs):
         return type(self)(self.model, T, B, self.kind, self.dropout, like=self, first=first)
 
     def phases(self) -> list[Phase]:
+        return [*self.there_and_back(weights=True), self.weights]
+
+    def there_and_back(self, weights: bool = False) -> list[Phase]:
+        """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
         pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
+        if not weights:
+            there = merged(self.forward, *(block.gradients for block in self.blocks))
+            return [pack, there, back, *self.backward]
         first, *others = self.blocks  # each one's logits take the place of those before
         phases = [pack, merged(self.forward, first.gradients), first.weights]
         for block in others:
             phases += [block.gradients, block.weights]
-        return [*phases[:-1], merged(phases[-1], back), *self.back_and_weights()]
-
-    def there_and_back(self) -> list[Phase]:
-        """Forward and backward, but for the weights' gradients."""
-        there = merged(self.forward, *(block.gradients for block in self.blocks))
-        pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
-        return [pack, there, back, self.backward(0, len(self.ids))]
+        return [*phases[:-1], merged(phases[-1], back), *self.backward]
 
     def states_at(self, slot: int) -> list[Arrays]:
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]

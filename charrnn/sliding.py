@@ -43,17 +43,12 @@ class Sliding(Pass):
         self.k1, self.k2 = k1, k2
         self.batch: Window | None = like.batch if like else None
         super().__init__(model, T, B, "train", dropout, like, first=first)
-        self._back = self._way_back()
 
     def _shortened(self, T: int, first: int) -> Sliding:
         B = self.ids.shape[1]
         return Sliding(self.model, T, B, self.dropout, self.k1, self.k2, like=self, first=first)
 
-    def back_and_weights(self) -> list[Phase]:
-        return [*self._back, self.weights(0, self.ids.size)]
-
-    def _way_back(self) -> list[Phase]:
-        """That of all groups."""
+    def _backward(self) -> list[Phase]:
         T, B = self.ids.shape
         window, cell = self.window, self.model.cell
         window.results = [
@@ -107,4 +102,4 @@ class Sliding(Pass):
                 columns = share(out.shape[2], part, self.parts, LINE)
                 calls.append((give_back, (out, x, begins, *columns)))
             back_phase[part] = calls
-        return [take_phase, [batch.backward_calls(s, 0, K) for s in shares], back_phase]
+        return [take_phase, [batch.backward_calls(s) for s in shares], back_phase]

@@ -195,41 +195,27 @@ class Window:
                 calls += part.join()
         return calls
 
-    def backward_calls(self, part: Part, t0: int, t1: int) -> list[Call]:
-        """Undo `forward_calls`: from ``dx[L]`` to the gradients of gates, inputs and states.
-
-        For the steps t0 <= t < t1: those behind them come before.
-        """
+    def backward_calls(self, part: Part) -> list[Call]:
+        """Undo `forward_calls`: from ``dx[L]`` to the gradients of gates, inputs and states."""
+        stack = self.stack
         calls: list[Call] = []
-        if t1 == self.T and not self.chained:
-            ends = [w[f"d{s}0"] for w in self.w for s in self.stack.cell.states]
-            calls += [(clear, (end, *part.rows)) for end in ends]
         for i in range(len(self.w) - 1, -1, -1):
-            calls += self._backward_layer(i, part, slice(t0, t1))
-        return calls
-
-    def _backward_layer(self, i: int, part: Part, times: slice) -> list[Call]:
-        stack, p, k = self.stack, self.stack.p[i], self.stack.k[i]
-        w, dx, above = self._arrays_at(i, times), self.dx[i][times], self.dx[i + 1][times]
-        calls: list[Call] = []
-        if self.has_link(i):
-            mask = (self.places[times], self.keys[i], self.threshold, self.scale)
-            calls.append((unlink, (w["dh"], above, *mask, *part.rows)))
-        calls += part.join()
-        calls.append(stack.cell.backward(p, k, w, part))
-        if not stack.reads_ids(i):
-            product = (dx, w["gates"], k["WxT"], p["Wx"].shape[1])
-            calls.append((back_project, (*product, *part.rows, part.seat, part.code)))
+            p, k, w = stack.p[i], stack.k[i], self.w[i]
+            if self.has_link(i):
+                mask = (self.places, self.keys[i], self.threshold, self.scale)
+                calls.append((unlink, (w["dh"], self.dx[i + 1], *mask, *part.rows)))
+            if not self.chained:
+                calls += [(clear, (w[f"d{s}0"], *part.rows)) for s in stack.cell.states]
             calls += part.join()
-            if self.skips(i):
-                calls.append((add, (dx, above, *part.rows)))
+            calls.append(stack.cell.backward(p, k, w, part))
+            if not stack.reads_ids(i):
+                N = p["Wx"].shape[1]
+                product = (self.dx[i], w["gates"], k["WxT"], N)
+                calls.append((back_project, (*product, *part.rows, part.seat, part.code)))
+                calls += part.join()
+                if self.skips(i):
+                    calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))
         return calls
-
-    def _arrays_at(self, i: int, times: slice) -> Arrays:
-        """Layer ``i``'s work arrays at some time steps, with the states at both their ends."""
-        states, t0, t1 = self.stack.cell.states, times.start, times.stop
-        ends = [f"d{s}0" for s in states]
-        return {n: a if n in ends else a[t0 : t1 + (n in states)] for n, a in self.w[i].items()}
 
     def products(self, i: int, block: slice) -> list[Product]:
         """What a block of rows adds to the gradients of layer ``i``'s matrices."""

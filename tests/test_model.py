@@ -194,8 +194,7 @@ def test_small_windows_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> No
     shared = training_bits("lstm", 3, (3, 7), **FULL)
     monkeypatch.setattr(passes, "SMALL", 1 << 22)
     model = networks.make("lstm", dtype="float32", threads=3, **FULL)
-    run = model.train_pass(3, 7)
-    assert [len(run.forward), len(run.weights(0, 21))] == [1, 1]
+    assert [len(model.train_pass(3, 7).forward), len(model.train_pass(3, 7).weights)] == [1, 1]
     assert_same_bits(training_bits("lstm", 3, (3, 7), **FULL), shared)
 
 
@@ -230,31 +229,6 @@ def test_blocks_of_logits_do_not_matter(
     in_blocks, grads_in_blocks = results()
     assert_same_bits(in_blocks, outputs)
     assert_close(grads_in_blocks, grads, 1e-12)
-
-
-@each_cell
-@pytest.mark.parametrize("units", [False, True])
-def test_stretches_of_the_way_back_do_not_show(
-    cell: str, units: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A window of many, whose bounds lie within time steps, and one of a single one."""
-    if units:
-        monkeypatch.setattr(passes, "UNITS", 0)
-    options = FULL | {"hidden_size": 37, "embedding_size": 37}
-    results = []
-    for threads, stretch in ((2, 10**6), (2, passes.DEPTH), (3, 2 * passes.DEPTH)):
-        monkeypatch.setattr(passes, "STRETCH", stretch)
-        results.append(training_bits(cell, threads, (11, 90), **options))
-    assert_same_bits(results[1], results[0])
-    assert_same_bits(results[2], results[0])
-
-
-@pytest.mark.parametrize("B", (1, 300, 2000))
-def test_a_stretch_may_be_less_than_a_step(B: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "STRETCH", passes.DEPTH)
-    results = training_bits("lstm", 2, (3, B))
-    monkeypatch.setattr(passes, "STRETCH", 10**6)
-    assert_same_bits(training_bits("lstm", 2, (3, B)), results)
 
 
 @each_network
