@@ -21,7 +21,7 @@ from charrnn.child import Child, ChildError
 from charrnn.config import Config, ModelConfig
 from charrnn.kernels.peak import peak_flops
 from charrnn.peer import PAUSE, Task, Torch, lacking
-from charrnn.trainer import Run, Text
+from charrnn.trainer import PACE, Run, Text
 from charrnn.truncation import plan
 from charrnn.tuner import HOPELESS, milliseconds
 from charrnn.vocab import Vocabulary
@@ -50,9 +50,9 @@ def flop(config: ModelConfig, vocab_size: int) -> float:
 
 
 class Ours:
-    """The trainer itself, event by event, on a random text."""
+    """The trainer itself, event by event, on a random text; ``pace`` is that of `Run.events`."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, pace: float = PACE) -> None:
         self.task = task
         endless = dict(max_steps=10**9, epochs=None, eval_every=0, checkpoint_every=0)
         config = Config.from_options(
@@ -66,17 +66,17 @@ class Ours:
         self.run = Run(Path(self.folder.name), config, text)
         self.model, self.team = self.run.model, self.run.model.team
         self.model.initialize(1)
-        self._events = self.run.events()
+        self._events = self.run.events(pace)
 
     def weights(self) -> dict[str, Any]:
         """Under PyTorch's names."""
         return self.model.to_torch(self.model.params)
 
-    def step(self) -> float:
-        """One training step; its loss."""
+    def step(self) -> int:
+        """Training steps, until there is an event of them; how many."""
         while (event := next(self._events))["event"] != "step":
             pass
-        return event["nats_per_char"]
+        return event["steps"]
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """As `charrnn.child.Child.ask`."""
@@ -141,9 +141,9 @@ def measure(task: Task, torch: bool) -> dict[str, Any]:
 def start(ours: Ours) -> dict[str, Any]:
     """Take the first steps: kernels are compiled or loaded, numbers of threads tried."""
     compiled = len(ours.run.uncompiled())
-    first, usual = _seconds(ours.step), _seconds(ours.step)
+    first, usual = _step_seconds(ours), _step_seconds(ours)
     while ours.run.tuner.searching:
-        usual = min(usual, _seconds(ours.step))
+        usual = min(usual, _step_seconds(ours))
     ours.run.tuner.stop()
     return {"compiled": compiled, "start_seconds": first - usual}
 
@@ -213,10 +213,10 @@ def _row(task: Task, threads: int, rates: Sequence[float], share: float) -> dict
     }
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _step_seconds(ours: Ours) -> float:
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    steps = ours.step()
+    return (time.perf_counter() - began) / steps
 
 
 def lines(report: dict[str, Any]) -> list[str]:

@@ -6,14 +6,14 @@ state that goes from window to window.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from charrnn import probe, recompute
 from charrnn.api import check_types, restore
+from charrnn.burst import Burst
 from charrnn.checkpoint import Checkpoint
 from charrnn.config import Config
 from charrnn.errors import InputError
@@ -23,7 +23,7 @@ from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
 from charrnn.passes import Inputs, Pass
 from charrnn.sliding import Sliding
-from charrnn.truncation import Piece, Plan
+from charrnn.truncation import Ids, Piece, Plan
 
 
 class Learner:
@@ -43,6 +43,8 @@ class Learner:
         self._last, self._slot = self.window, 0  # where the state is that is carried on
         self.norms = probe.Norms(model) if config.train.log_gradients else None
         self._reaches: dict[Pass, probe.Reach] = {}
+        self._bursts: dict[Pass, Burst] = {}
+        self._goes_on = len(plan.following(0, 1)[0]) > 0
 
     def _new_window(self, T: int) -> Inputs:
         """A pass for windows of at most T steps."""
@@ -93,6 +95,40 @@ class Learner:
         loss = window.run_gradients()
         return loss, self.optimizer.clip()
 
+    def go_on(
+        self, window: Inputs, clipping: Clipping, ids: Ids, targets: Ids, step: int,
+        rates: Sequence[float],
+    ) -> list[tuple[float, Clipping]]:  # fmt: skip
+        """Update, and make the steps that follow, but for the last one's update.
+
+        Parameters
+        ----------
+        window, clipping, step : of the step whose gradient there is
+        ids, targets : (n, T, B) of windows like ``window`` that follow, see `Plan.following`
+        rates : of that step and the n after it
+
+        Returns
+        -------
+        list
+            What `gradients` returns, of as many of these steps as were made; maybe none.
+        """
+        if not isinstance(window, Pass) or not len(ids):
+            return []
+        burst, seed = self._burst(window), self._config.train.seed
+        steps = range(step + 1, step + 1 + min(len(ids), burst.most))
+        keys = [window.dropout_keys(seed, s) for s in steps]
+        numbers = [
+            self.optimizer.numbers_of(rate, s + 1, 1.0)
+            for s, rate in zip(steps, rates[1:], strict=False)
+        ]
+        self.optimizer.numbers[:] = self.optimizer.numbers_of(rates[0], step + 1, clipping.scale)
+        return burst.run(ids[: len(steps)], targets[: len(steps)], keys, numbers)
+
+    def _burst(self, window: Pass) -> Burst:
+        if window not in self._bursts:
+            self._bursts[window] = Burst(window, self.optimizer)
+        return self._bursts[window]
+
     def update(self, rate: float, step: int, clipping: Clipping) -> None:
         """Change the weights by the gradient; ``step`` counts from 1."""
         self.optimizer.step(rate, step, clipping)
@@ -101,7 +137,9 @@ class Learner:
     def kernels(self) -> Iterable[jit.Code]:
         """The code that a step runs, each once."""
         optimizer = self.optimizer
-        phases = [*self.window.phases(), optimizer.norm_phase(math.inf), optimizer.step_phase()]
+        phases = [*self.window.phases(), *optimizer.clip_phases(), *optimizer.step_phases()]
+        if self._goes_on and isinstance(self.window, Pass):
+            phases += self._burst(self.window).phases()
         calls = [call for phase in phases for item in phase for call in item]
         return dict.fromkeys(part for call in calls for part in code(call))
 

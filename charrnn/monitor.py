@@ -196,8 +196,9 @@ class _View:
 
     def on_step(self, event: Event) -> None:
         # Runs thousands of times a second: nothing is formatted before it is due.
-        self.steps += 1
-        self.nats += (event["nats_per_char"] - self.nats) / min(self.steps, self.MEMORY)
+        self.steps += event["steps"]
+        share = event["steps"] / min(self.steps, self.MEMORY)
+        self.nats += (event["nats_per_char"] - self.nats) * min(share, 1)
         now = time.monotonic()
         if now >= self.due:
             self.due = now + self.period

@@ -55,6 +55,9 @@ class Optimizer:
     ----------
     moments : name -> Params, what the rule remembers; zero at first
     squares : the one of `SQUARES`, never negative; None if the rule has none
+    numbers : (groups, n) that the update rule goes by, a row for the weights that decay and one for
+        the others: limit and factor of clipping, then the rule's own
+    found : what the last `clip` has measured, see `charrnn.kernels.update.clip_factor`
     """
 
     def __init__(self, config: TrainConfig, params: Params, grads: Params, team: Team) -> None:
@@ -65,63 +68,63 @@ class Optimizer:
         self.squares = self.moments.get(SQUARES.get(config.optimizer, ""))
         self._groups = [(config.decay, 0, params.decayed), (0.0, params.decayed, params.flat.size)]
         real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
-        self._numbers = [np.zeros(2 + len(arguments(config, 0, 1, 0)), real) for _ in self._groups]
-        self._programs: dict[tuple[int, float | None], Program] = {}
-        """By the number of threads: of `norm_phase` by its limit, and of `step_phase`."""
+        own = len(arguments(config, 0, 1, 0))
+        self.numbers = np.zeros((len(self._groups), 2 + own), real)
+        self._programs: dict[tuple[int, str], Program] = {}
         blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
         self._lanes = np.zeros((blocks, update.LANES))
+        self.found = np.ones(3)
 
     def clip(self) -> Clipping:
         """Measure the gradient. Nothing is written: `step` applies the factor."""
-        limit = self.config.grad_clip_value
-        norm = self._norm(math.inf)
-        clipped = self._norm(limit) if limit and math.isfinite(norm) else norm
-        bound = self.config.grad_clip
-        scale = bound / clipped if bound and clipped > bound else 1.0
-        return Clipping(norm, scale)
-
-    def _norm(self, limit: float) -> float:
-        self._run(limit)
-        return math.sqrt(self._lanes.sum())
+        self._program("clip", self.clip_phases).run()
+        return Clipping(float(self.found[update.NORM]), float(self.found[update.SCALE]))
 
     def step(self, rate: float, number: int, clipping: Clipping) -> None:
         """Training step ``number`` (from 1) at this learning rate."""
-        limit = self.config.grad_clip_value or math.inf
-        _, arguments = RULES[self.config.optimizer]
-        for numbers, (decay, _, _) in zip(self._numbers, self._groups, strict=True):
-            numbers[:] = (limit, clipping.scale, *arguments(self.config, rate, number, decay))
-        self._run(None)
+        self.numbers[:] = self.numbers_of(rate, number, clipping.scale)
+        self._program("step", self.step_phases).run()
 
-    def _run(self, limit: float | None) -> None:
-        """Run `norm_phase` of this limit, or `step_phase`."""
-        key = self.team.size, limit
+    def numbers_of(self, rate: float, number: int, scale: float) -> list[tuple[float, ...]]:
+        """What `numbers` are in training step ``number``."""
+        c, limit = self.config, self.config.grad_clip_value or math.inf
+        _, arguments = RULES[c.optimizer]
+        return [(limit, scale, *arguments(c, rate, number, decay)) for decay, _, _ in self._groups]
+
+    def _program(self, name: str, phases: Callable[[], list[Phase]]) -> Program:
+        """The program of these phases for the threads that there are."""
+        key = self.team.size, name
         if key not in self._programs:
-            phase = self.step_phase() if limit is None else self.norm_phase(limit)
-            self._programs[key] = self.team.program(phase)
-        self._programs[key].run()
+            self._programs[key] = self.team.program(*phases())
+        return self._programs[key]
 
-    def norm_phase(self, limit: float) -> Phase:
+    def clip_phases(self) -> list[Phase]:
         """The kernel calls of `clip`."""
-        g, lanes = self.grads.flat, iter(self._lanes)
-        return self._shared(
-            [
-                (update.square_sum, (next(lanes), g, g.dtype.type(limit), i0, i1))
-                for _, first, last in self._groups
-                for i0, i1 in _blocks(first, last)
-            ]
-        )
+        limit = self.config.grad_clip_value
+        phases = self._norm_phases(math.inf, update.NORM)
+        return phases + (self._norm_phases(limit, update.CLIPPED) if limit else [])
 
-    def step_phase(self) -> Phase:
+    def _norm_phases(self, limit: float, which: int) -> list[Phase]:
+        g, lanes = self.grads.flat, iter(self._lanes)
+        calls = [
+            (update.square_sum, (next(lanes), g, g.dtype.type(limit), i0, i1))
+            for _, first, last in self._groups
+            for i0, i1 in _blocks(first, last)
+        ]
+        bound = self.config.grad_clip or math.inf
+        factor = (update.clip_factor, (self.found, self._lanes, bound, which))
+        return [self._shared(calls), [[factor]]]
+
+    def step_phases(self) -> list[Phase]:
         """The kernel calls of `step`."""
         kernel, _ = RULES[self.config.optimizer]
         arrays = (self.params.flat, *(m.flat for m in self.moments.values()), self.grads.flat)
-        return self._shared(
-            [
-                (kernel, (*arrays, numbers, i0, i1))
-                for numbers, (_, first, last) in zip(self._numbers, self._groups, strict=True)
-                for i0, i1 in _blocks(first, last)
-            ]
-        )
+        calls = [
+            (kernel, (*arrays, numbers, i0, i1))
+            for numbers, (_, first, last) in zip(self.numbers, self._groups, strict=True)
+            for i0, i1 in _blocks(first, last)
+        ]
+        return [self._shared(calls)]
 
     def _shared(self, calls: list[Call]) -> Phase:
         """A run of calls for every thread, or all for one where others are not worth waking."""

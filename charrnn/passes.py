@@ -32,7 +32,7 @@ from charrnn.kernels.gemm import DEPTH, weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
-from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, project
+from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import most_rows, tile_for
 from charrnn.stack import LINE, Window
 from charrnn.threads import Item, Phase, Program, share
@@ -92,6 +92,7 @@ class Inputs(ABC):
     ----------
     ids, targets : (T, B) int32; a negative target has no loss
     losses : (T, B) nats of the targets
+    total : (1,), their sum
     first : the step from which on there are losses
     threads : of the team's, how many share the work
     ways : (T, B), see `charrnn.cells.base`
@@ -108,6 +109,7 @@ class Inputs(ABC):
         self.losses = np.zeros((T, B), dtype)
         self.count = (T - first) * B
         self.scale = np.full(1, 1 / self.count, dtype)
+        self.total = np.zeros(1)
         self.shorter: dict[tuple[int, int, int], Self] = {}
 
     def load(
@@ -315,7 +317,9 @@ class Pass(Inputs):
         return type(self)(self.model, T, B, self.kind, self.dropout, like=self, first=first)
 
     def phases(self) -> list[Phase]:
-        return [*self.there_and_back(weights=True), self.weights]
+        first, *others = self.weights
+        loss = (loss_sum, (self.total, self.losses))
+        return [*self.there_and_back(weights=True), [[*first, loss], *others]]
 
     def there_and_back(self, weights: bool = False) -> list[Phase]:
         """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
@@ -333,8 +337,13 @@ class Pass(Inputs):
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
 
     def set_dropout_key(self, seed: int, step: int) -> None:
-        for i, key in enumerate(self.window.keys):
-            key[0] = zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i))
+        for key, number in zip(self.window.keys, self.dropout_keys(seed, step), strict=True):
+            key[0] = number
+
+    def dropout_keys(self, seed: int, step: int) -> list[int]:
+        """What chooses the masks of this step, layer by layer."""
+        layers = range(len(self.window.keys))
+        return [zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i)) for i in layers]
 
     def run(self, name: str, *phases: Phase) -> None:
         """Run phases that follow the packing of the weights; ``name`` stands for them."""
@@ -350,14 +359,14 @@ class Pass(Inputs):
         """Forward, and every target's loss."""
         self.run("losses", merged(self.forward, *(block.losses for block in self.blocks)))
 
-    def run_packing(self, program: Program) -> None:
+    def run_packing(self, program: Program, rounds: int = 1) -> None:
         """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""
-        program.run()
+        program.run(rounds)
         self.stack.version = -1
 
     def run_gradients(self) -> float:
         self.run_packing(self.gradient_program)
-        return float(self.losses.sum(dtype=np.float64)) / self.count
+        return float(self.total[0]) / self.count
 
     @cached_property
     def gradient_program(self) -> Program:

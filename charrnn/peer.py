@@ -10,8 +10,8 @@ import numpy as np
 
 from charrnn.config import Config
 
-WINDOWS = 20
-"""Windows of the text."""
+WINDOWS, CHARS = 20, 100_000
+"""Windows of the text, and characters, at the least."""
 
 PAUSE = 0.3
 """Seconds before and after PyTorch: OpenMP's threads spin for some 0.2 s after their last work."""
@@ -50,7 +50,8 @@ class Task(NamedTuple):
 
     def ids(self) -> np.ndarray:
         """The text."""
-        size = self.batch_size * self.seq_length * WINDOWS + 1
+        window = self.batch_size * self.seq_length
+        size = window * max(WINDOWS, CHARS // window) + 1
         return np.random.default_rng(1).integers(self.vocab_size, size=size)
 
     def window(self) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +60,11 @@ class Task(NamedTuple):
         ids = self.ids()[: T * B + 1]
         return ids[:-1].reshape(T, B), ids[1:].reshape(T, B)
 
-    def rate(self, step: Callable[[], object], seconds: float) -> float:
-        """Characters per second of training steps that go on so long; one at the least."""
+    def rate(self, work: Callable[[], int], seconds: float) -> float:
+        """Characters per second of ``work`` that goes on so long and counts its training steps."""
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds or steps == 0:
-            step()
-            steps += 1
+            steps += work()
         chars = steps * self.batch_size * self.seq_length
         return chars / (time.perf_counter() - began)
 
@@ -161,8 +161,8 @@ class Torch:
         self.net.train()
         return loss.item()
 
-    def step(self) -> float:
-        """One training step; its loss."""
+    def step(self) -> int:
+        """One training step."""
         T, t = self.task.seq_length, self.position
         if t == 0:
             self.state = self.zero_state()
@@ -176,7 +176,8 @@ class Torch:
             clip(self.net.parameters(), self.config.train.grad_clip)
         self.optimizer.step()
         self.state = tuple(s.detach().to(self.dtype) for s in state)
-        return loss.item()
+        loss.item()  # a trainer shows it
+        return 1
 
     def use(self, threads: int) -> None:
         """Calculate with so many threads from now on."""

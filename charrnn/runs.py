@@ -22,7 +22,7 @@ from charrnn.errors import Diverged, Ended, InputError
 from charrnn.model import Model, check_room
 from charrnn.reading import STDIN, Progress
 from charrnn.saving import LAST, versions
-from charrnn.trainer import Event, Run, Text
+from charrnn.trainer import PACE, Event, Run, Text
 from charrnn.truncation import plan
 from charrnn.vocab import Vocabulary, describe
 
@@ -210,7 +210,8 @@ def train(
     out_dir : the run's folder; None is ``runs/<corpus>``, numbered if taken
     init_from : a run or checkpoint whose weights and vocabulary to begin with
     on_unknown : for ``init_from``: "add", "map" or "error"
-    on_event : called with every event; `charrnn.runlog` describes them
+    on_event : called with every event, also after every single step; `charrnn.runlog` describes
+        them
     options : the command line's options under their field names, such as ``hidden_size=128``
 
     Raises
@@ -227,7 +228,7 @@ def train(
         on_unknown,
         options,
     )
-    for event in run.events():
+    for event in run.events(0.0 if on_event is not None else PACE):
         if on_event is not None:
             on_event(event)
         if event["event"] == "end" and event["reason"] == "diverged":

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from charrnn.config import SampleConfig
 from charrnn.errors import InputError
-from charrnn.kernels.draw import carry, draw, note
+from charrnn.kernels.draw import draw, note
+from charrnn.kernels.rounds import carry
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import cross_entropy, project
 from charrnn.passes import Pass, State

@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from charrnn.learner import Learner
 from charrnn.memorised import memorised_shares
 from charrnn.model import Model
 from charrnn.optim import Clipping
+from charrnn.passes import Inputs
+from charrnn.probe import Norms
 from charrnn.progress import Progress
 from charrnn.saving import BEST, LAST, Saver, State, versions, way_back
 from charrnn.schedules import learning_rate
@@ -36,6 +38,9 @@ from charrnn.tuner import Tuner
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
+
+PACE = 0.05
+"""Seconds between step events for who only shows them: a signal is not heard for as long."""
 
 RATE_MEMORY = 50
 """Steps over which the speed is smoothed."""
@@ -61,6 +66,14 @@ class Text:
     facts: dict[str, Any]
     """sources, fingerprints, characters: what checkpoints say of it."""
     notes: list[str]
+
+
+class Step(NamedTuple):
+    """A training step: its loss, what became of its gradient, and its learning rate."""
+
+    loss: float
+    clipping: Clipping
+    rate: float
 
 
 class _Interrupted(Exception):
@@ -108,8 +121,14 @@ class Run:
 
     # -- the loop -------------------------------------------------------------------------------
 
-    def events(self) -> Iterator[Event]:
-        """Train, and say what happens: the events are described in `charrnn.runlog`."""
+    def events(self, pace: float = 0.0) -> Iterator[Event]:
+        """Train, and say what happens: the events are described in `charrnn.runlog`.
+
+        Those named "step", which are not logged, come after every step, or if ``pace`` is given,
+        about so many seconds apart where several steps take less: these are then made in one go,
+        quicker and to the same bits, and their ``nats_per_char`` and ``clipped`` are means.
+        """
+        self._pace, self._step_seconds = pace, math.inf
         self._started = self._tick = time.perf_counter()
         self._rate, self._steps_done = 0.0, 0  # smoothed characters per second
         path = self.folder / "metrics.jsonl"
@@ -128,7 +147,7 @@ class Run:
             if self._interrupted:
                 ended = yield from self._stop()
             elif p.unvalidated or (p.step == self.total_steps and p.finished is None):
-                ended = yield from self._after_step(None)
+                ended = yield from self._after_step(new=False)
             while not ended:
                 if self.progress.step >= self.total_steps or self.progress.finished is not None:
                     yield self._finish()
@@ -150,45 +169,90 @@ class Run:
         return note
 
     def _train_step(self) -> Generator[Event, None, bool]:
-        """One step and what is due after it; returns whether the run has to stop."""
-        p, learner = self.progress, self.learner
-        norms = learner.norms if _due(self.config.train.log_gradients, p.step + 1) else None
+        """A step, or some in one go, and what is due; returns whether the run has to stop."""
+        p, learner, train = self.progress, self.learner, self.config.train
+        norms = learner.norms if _due(train.log_gradients, p.step + 1) else None
         piece = self.plan.piece(p.step)
         window = learner.window_of(piece)
         reach = None if norms is None else learner.reach(piece, window, p.step)
         began = time.perf_counter()
-        loss, clipping = learner.gradients(piece, window, p.step)
-        for what, number in (("loss", loss), ("gradient", clipping.norm)):
-            if not math.isfinite(number):
-                return (yield from self._diverged(what, p.step + 1))
-        epoch, _ = self.plan.position(p.step)
-        rate = learning_rate(self.config.train, p.step, self.total_steps, epoch)
-        rate *= p.learning_rate_scale
-        if norms is not None:
-            norms.begin()
-        learner.update(rate, p.step + 1, clipping)
+        made, fault = self._make_steps(piece, window, norms)
         taken = time.perf_counter() - began
-        p.stepped(loss, clipping.scale)
-        event = self._step_event(loss, clipping, rate, piece.scored)
-        yield event
+        self._measure_speed(taken, len(made), piece)
+        end = p.step + len(made)
+        for step in made if fault else made[:-1]:
+            p.stepped(step.loss, step.clipping.scale)
+            if _due(train.log_every, p.step):
+                event = self._step_event(step, end - p.step)
+                yield self._log_step(event, later=p.step + train.log_every <= end)
+        if fault is not None:
+            return (yield from self._diverged(fault, p.step + 1))
+        p.stepped(made[-1].loss, made[-1].clipping.scale)
+        event = self._step_event(made[-1])
+        yield event | _means(made)
+        due = _due(train.log_every, p.step) or p.step == self.total_steps
         if norms is None:
             yield from self._tune(taken, piece)
         else:
-            soon = _due(self.config.train.log_every, p.step)
-            yield self._logged(self._gradient_event(norms.measure(), reach), later=soon)
-        return (yield from self._after_step(event))
+            yield self._logged(self._gradient_event(norms.measure(), reach), later=due)
+        if due:
+            yield self._log_step(event)
+        return (yield from self._after_step())
 
-    def _after_step(self, step: Event | None) -> Generator[Event, None, bool]:
+    def _make_steps(
+        self, piece: Piece, window: Inputs, norms: Norms | None
+    ) -> tuple[list[Step], str | None]:
+        """Steps from ``piece`` on, and what is not finite in the one after them, if anything."""
+        p, learner = self.progress, self.learner
+        more = self.plan.following(p.step, self._steps_at_once() - 1)
+        rates = [self._learning_rate(p.step + i) for i in range(1 + len(more[0]))]
+        found = [learner.gradients(piece, window, p.step)]
+        if _fault(*found[0]) is None:
+            found += learner.go_on(window, found[0][1], *more, p.step, rates)
+        made: list[Step] = []
+        for (loss, clipping), rate in zip(found, rates, strict=False):
+            if (fault := _fault(loss, clipping)) is not None:
+                return made, fault
+            made.append(Step(loss, clipping, rate))
+        if norms is not None:
+            norms.begin()
+        learner.update(made[-1].rate, p.step + len(made), made[-1].clipping)
+        return made, None
+
+    def _steps_at_once(self) -> int:
+        """How many steps may be made before anybody has to look at the model, or at the clock."""
+        p, train = self.progress, self.config.train
+        if self.tuner.searching or _due(train.log_gradients, p.step + 1):
+            return 1
+        intervals = train.eval_every, train.checkpoint_every, train.sample_every
+        left = [interval - p.step % interval for interval in intervals if interval]
+        if train.log_gradients:
+            left.append(train.log_gradients - 1 - p.step % train.log_gradients)
+        return max(1, min(self.total_steps - p.step, int(self._pace / self._step_seconds), *left))
+
+    def _learning_rate(self, step: int) -> float:
+        """Of the step after ``step`` steps."""
+        epoch, _ = self.plan.position(step)
+        rate = learning_rate(self.config.train, step, self.total_steps, epoch)
+        return rate * self.progress.learning_rate_scale
+
+    def _measure_speed(self, taken: float, steps: int, piece: Piece) -> None:
+        """Smooth the speed, all that was done since the last steps included."""
+        now = time.perf_counter()
+        speed = steps * piece.scored / max(now - self._tick, 1e-9)
+        self._tick, self._step_seconds = now, taken / max(steps, 1)
+        if self._steps_done:  # the first step also loads or compiles the kernels
+            self._rate += (speed - self._rate) * min(1, steps / min(self._steps_done, RATE_MEMORY))
+        self._steps_done += steps
+
+    def _after_step(self, new: bool = True) -> Generator[Event, None, bool]:
         """What is due after a step; returns whether the run has to stop.
 
-        ``step`` is its event; None if the run goes on from a step that is owed something still: its
+        It is not ``new`` if the run goes on from a step that is owed something still: its
         validation was put off, or it has become the last one.
         """
         train, p = self.config.train, self.progress
-        last, owed = p.step == self.total_steps, step is not None or p.unvalidated
-        if step is not None and (_due(train.log_every, p.step) or last):
-            event = step | {"event": "train"} | p.end_log_interval()
-            yield self._logged(event) if train.log_every else event
+        last, owed = p.step == self.total_steps, new or p.unvalidated
         validates = len(self.text.val) > 0 and (_due(train.eval_every, p.step) or last)
         validates &= p.validated_step != p.step
         due, best, p.unvalidated = _due(train.checkpoint_every, p.step), False, False
@@ -372,6 +436,11 @@ class Run:
         self.saver.append(event, later)
         return event
 
+    def _log_step(self, event: Event, later: bool = False) -> Event:
+        """The line on the steps since the last such line, of which this is the newest."""
+        event = event | {"event": "train"} | self.progress.end_log_interval()
+        return self._logged(event, later) if self.config.train.log_every else event
+
     def _note(self, text: str) -> Event:
         return {"event": "note", "step": self.progress.step, "text": text}
 
@@ -402,24 +471,19 @@ class Run:
             "learning_rate_scale": 0.5 ** (number + 1),
         }
 
-    def _step_event(self, loss: float, clipping: Clipping, rate: float, chars: int) -> Event:
-        now = time.perf_counter()
-        speed = chars / max(now - self._tick, 1e-9)
-        self._tick = now
-        self._steps_done += 1
-        if self._steps_done > 1:  # the first step also loads or compiles the kernels
-            self._rate += (speed - self._rate) / min(self._steps_done - 1, RATE_MEMORY)
+    def _step_event(self, step: Step, ago: int = 0) -> Event:
+        """Of the newest step that is counted; ``ago``: how many have been made after it."""
         return {
             "event": "step",
             "step": self.progress.step,
             "epoch": self._epoch(),
             "chars": self.plan.chars(self.progress.step),
-            "nats_per_char": loss,
-            "grad_norm": clipping.norm,
-            "clipped": float(clipping.scale < 1),
-            "learning_rate": rate,
+            "nats_per_char": step.loss,
+            "grad_norm": step.clipping.norm,
+            "clipped": float(step.clipping.scale < 1),
+            "learning_rate": step.rate,
             "time": {
-                "seconds": self._seconds(),
+                "seconds": self._seconds() - ago * self._step_seconds,
                 "chars_per_second": self._rate,
                 "threads": self.model.team.size,
             },
@@ -507,6 +571,23 @@ class Run:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _means(steps: list[Step]) -> Event:
+    """What an event says of all the steps since the one before."""
+    n = len(steps)
+    return {
+        "steps": n,
+        "nats_per_char": sum(step.loss for step in steps) / n,
+        "clipped": sum(step.clipping.scale < 1 for step in steps) / n,
+    }
+
+
+def _fault(loss: float, clipping: Clipping) -> str | None:
+    """What of a step is not finite, if anything."""
+    if not math.isfinite(loss):
+        return "loss"
+    return None if math.isfinite(clipping.norm) else "gradient"
 
 
 def _is(what: str) -> str:

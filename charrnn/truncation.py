@@ -36,6 +36,9 @@ from charrnn.errors import InputError
 Ids = NDArray[np.int32]
 
 
+NONE: Ids = np.zeros((0, 0, 0), np.int32)
+
+
 class Piece(NamedTuple):
     """What a training step reads."""
 
@@ -83,6 +86,14 @@ class Plan(ABC):
     @abstractmethod
     def piece(self, step: int) -> Piece:
         """What training step ``step``, from 0, reads."""
+
+    def following(self, step: int, most: int) -> tuple[Ids, Ids]:
+        """Ids and targets (n, T, B) of n <= ``most`` steps after ``step`` that go on like it.
+
+        Their windows are as long as that of ``step``, and each is carried from the one before.
+        There are none where a plan's windows differ in anything else than their characters.
+        """
+        return NONE, NONE
 
     @abstractmethod
     def chars(self, step: int) -> int:
@@ -153,6 +164,16 @@ class Windows(Plan):
         ids, targets = self.streams.part(begin, t1)
         targets = targets[t0 - begin :]
         return Piece(ids, targets, self.carried and begin > 0, next_begin - begin, targets.size)
+
+    def following(self, step: int, most: int) -> tuple[Ids, Ids]:
+        first = self.position(step)[1] + 1
+        n = min(most, self.streams.length // self.seq_length - first)
+        if n < 1 or not self.carried or self.overlap:
+            return NONE, NONE
+        t0 = first * self.seq_length
+        shape = n, self.seq_length, self.batch_size
+        ids, targets = self.streams.part(t0, t0 + n * self.seq_length)
+        return ids.reshape(shape), targets.reshape(shape)
 
     def chars(self, step: int) -> int:
         epoch, index = self.position(step)

@@ -92,7 +92,7 @@ class Check:
     """All sides in one process: the same loss, the same gradients, the same training steps."""
 
     def __init__(self, task: Task) -> None:
-        self.ours = Ours(task)
+        self.ours = Ours(task, pace=0.0)
         self.title, self.precision = task.title, task.config.model.precision
         self.others = [side(task, self.ours.weights()) for side in (Peer, Unrolled)]
 

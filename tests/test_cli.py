@@ -68,7 +68,7 @@ class FakeRun:
     def uncompiled(self):
         return []
 
-    def events(self):
+    def events(self, pace):
         yield START
         self.during()
         if self.interrupted:

@@ -95,6 +95,7 @@ def step(number, nats=2.0):
     return {
         "event": "step",
         "step": number,
+        "steps": 1,
         "epoch": number / 100,
         "chars": number * 200,
         "nats_per_char": nats,

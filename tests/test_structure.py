@@ -169,8 +169,10 @@ CORE = {
     "tensorboard": {"errors"},
     "completion": set(),
     "progress": {"facts"},
+    "burst": {"kernels", "optim", "passes", "threads"},
     "learner": {
         "api",
+        "burst",
         "checkpoint",
         "config",
         "errors",

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn import api, checkpoint, data, evaluate, runlog, runs, trainer
+from charrnn import api, burst, checkpoint, data, evaluate, optim, passes, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
 from charrnn.errors import Ended, InputError
 from charrnn.schedules import learning_rate
@@ -47,12 +47,12 @@ def begin(
     return runs.start([str(f) for f in files], config, str(folder), parent, on_unknown, options)
 
 
-def go(run: Run, until: int | None = None) -> list[Event]:
-    """The events of a run, which is interrupted in step ``until``."""
+def go(run: Run, until: int | None = None, pace: float = 0.0) -> list[Event]:
+    """The events of a run, which is interrupted in step ``until``, or the first one seen after."""
     events = []
-    for event in run.events():
+    for event in run.events(pace):
         events.append(event)
-        if event["event"] == "step" and event["step"] == until:
+        if event["event"] == "step" and until is not None and event["step"] >= until:
             run.interrupt()
     return events
 
@@ -171,6 +171,105 @@ def test_interrupted_everywhere_and_resumed(variant: str, tmp_path: Path) -> Non
         run = resume(many)
     end(go(run))
     assert outcome(many) == outcome(one)
+
+
+LONG: dict[str, Any] = dict(log_every=3, eval_every=17, checkpoint_every=0)
+GONE_ON: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gradients": dict(log_gradients=5),
+    "bf16": dict(precision="bf16"),
+    "float64": dict(dtype="float64", model="rnn"),
+    "shared units": dict(hidden_size=300, batch_size=2, num_layers=2, max_steps=14),
+}
+HOURS = 1e4  # a pace at which only what is due parts steps
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("variant", [*GONE_ON, *VARIANTS])
+def test_steps_in_one_go_are_the_same(
+    variant: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (passes, optim):  # no work is too little for several threads
+        monkeypatch.setattr(module, "SMALL", 0)
+    options = LONG | dict(threads=threads) | (GONE_ON | VARIANTS)[variant]
+    one, many = tmp_path / "one", tmp_path / "many"
+    end(go(begin(one, **options)))
+    events = go(begin(many, **options), pace=HOURS)
+    end(events)
+    assert outcome(many) == outcome(one)
+    steps = [e["steps"] for e in events if e["event"] == "step"]
+    assert sum(steps) == checkpoint.load(many / "last.safetensors").metadata["progress"]["step"]
+    apart = options.get("bptt", "truncated") != "truncated"
+    assert max(steps) == 1 if apart else max(steps) > 1
+
+
+def test_steps_in_one_go_end_where_something_is_due(tmp_path: Path) -> None:
+    """The first is alone: it says how long a step takes. An epoch's last window is shorter."""
+    options = dict(eval_every=9, checkpoint_every=12, sample_every=20, log_gradients=32)
+    events = go(begin(tmp_path / "run", **options), pace=HOURS)
+    steps = [e for e in events if e["event"] == "step"]
+    assert [e["step"] for e in steps] == [1, 9, 12, 18, 20, 21, 22, 24, 27, 31, 32, 36, 40, 43, 44]
+    assert [e["steps"] for e in steps][:6] == [1, 8, 3, 6, 2, 1]
+    seconds = [e["time"]["seconds"] for e in events if "time" in e]
+    assert seconds == sorted(seconds)
+
+
+def test_steps_in_one_go_are_told_of_as_means(tmp_path: Path) -> None:
+    options = dict(eval_every=9, grad_clip=0.25, learning_rate=0.1)
+    single = [e for e in go(begin(tmp_path / "one", **options)) if e["event"] == "step"]
+    for event in go(begin(tmp_path / "many", **options), pace=HOURS):
+        if event["event"] != "step":
+            continue
+        span = single[event["step"] - event["steps"] : event["step"]]
+        for name in ("nats_per_char", "clipped"):
+            assert event[name] == pytest.approx(np.mean([e[name] for e in span]))
+        for name in ("grad_norm", "learning_rate", "chars", "epoch"):
+            assert event[name] == span[-1][name]
+    assert 0 < sum(e["clipped"] for e in single) < len(single)
+
+
+def test_as_many_steps_in_one_go_as_there_is_time_and_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dict(eval_every=0, checkpoint_every=0)
+    end(go(begin(tmp_path / "one", **options)))
+    ticks = itertools.count()  # a second between any two looks at the clock
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.time, "perf_counter", lambda: float(next(ticks)))
+        events = go(begin(tmp_path / "time", **options), pace=2.0)
+    steps = [e["steps"] for e in events if e["event"] == "step"]
+    assert steps[:3] == [1, 2, 4] and max(steps) > 4  # two steps take a second, then four
+    monkeypatch.setattr(burst, "CHARS", 3 * 64)
+    events = go(begin(tmp_path / "room", **options), pace=HOURS)
+    assert max(e["steps"] for e in events if e["event"] == "step") == 4
+    for name in ("time", "room"):
+        assert outcome(tmp_path / name) == outcome(tmp_path / "one")
+
+
+def test_interrupted_in_one_go_and_resumed(whole: Path, tmp_path: Path) -> None:
+    folder, text = tmp_path / "run", whole.parent / "text.txt"
+    run = begin(folder, files=[text], **EVERY)
+    for step, pace in ((2, HOURS), (9, 0.0), (23, HOURS), (30, HOURS)):
+        end(go(run, step, pace), "interrupted")
+        run = resume(folder)
+    end(go(run, pace=HOURS))
+    assert outcome(folder) == outcome(whole)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(on_divergence="rollback", max_rollbacks=3)])
+def test_divergence_within_steps_in_one_go(options: dict[str, Any], tmp_path: Path) -> None:
+    """The same step, the same words, the same way back."""
+    options |= dict(optimizer="sgd", learning_rate=1.0, grad_clip=0.0, model="rnn", log_every=2)
+    options |= dict(activation="identity", eval_every=0, checkpoint_every=0)
+    one, many = (
+        go(begin(tmp_path / name, **options), pace=pace)
+        for name, pace in (("one", 0.0), ("many", HOURS))
+    )
+    assert any("loss is no longer finite at step 9" in str(e) for e in one)
+    assert str(outcome(tmp_path / "many")).replace("many", "one") == str(outcome(tmp_path / "one"))
+    notes = [[e for e in events if e["event"] == "note"] for events in (one, many)]
+    assert notes[0] == notes[1]
+    assert sum(e["event"] == "step" for e in many) < 9
 
 
 def test_any_number_of_threads_on_either_side_of_a_resume(whole: Path, tmp_path: Path) -> None:

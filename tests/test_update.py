@@ -10,7 +10,7 @@ import pytest
 from support import Guards, relative_error, same_bits
 
 from charrnn.config import OPTIMIZERS, TrainConfig
-from charrnn.kernels import update
+from charrnn.kernels import rounds, update
 from charrnn.optim import RULES
 
 N, STEPS = 103, 10
@@ -106,6 +106,50 @@ def test_square_sum_holds_what_float32_cannot() -> None:
     for size in (1e30, 1e-30):
         g = np.full(LONG, size, np.float32)
         assert square_sum(g, np.inf) == pytest.approx(LONG * size**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("bound", [np.inf, 3.0, 0.5])
+@pytest.mark.parametrize("which", [update.NORM, update.CLIPPED])
+def test_factor_of_clipping(bound: float, which: int, guarded: Guards) -> None:
+    g = np.random.default_rng(2).normal(size=(3, update.LANES))
+    g *= 1.25 / np.linalg.norm(g)
+    found = guarded(np.full(3, 7.0))
+    update.clip_factor(found, guarded(g**2), bound, which)
+    assert found[which] == pytest.approx(1.25)
+    assert found[update.SCALE] == pytest.approx(min(1.0, bound / 1.25))
+    assert found[1 - which] == 7.0  # the other norm stays
+
+
+@pytest.mark.parametrize("bad", (np.nan, np.inf))
+def test_a_norm_that_is_not_finite_shows(bad: float) -> None:
+    found, lanes = np.ones(3), np.ones((2, update.LANES))
+    lanes[1, 5] = bad
+    update.clip_factor(found, lanes, 1.0, update.NORM)
+    assert not np.isfinite(found[update.NORM])
+
+
+def test_rounds_take_their_rows_and_keep_what_they_find(guarded: Guards) -> None:
+    rows = np.arange(12, dtype=np.int32).reshape(4, 3)
+    out, round = np.zeros(3, np.int32), np.zeros(1, np.int64)
+    results, numbers = guarded(np.zeros((4, 3))), guarded(np.ones((2, 5), np.float32))
+    for i in range(4):
+        rounds.take(out, rows, round)
+        assert out.tolist() == [3 * i, 3 * i + 1, 3 * i + 2]
+        found = np.array([10.0 + i, 99.0, 0.5 / (1 + i)])
+        rounds.keep(results, np.array([1.0 + i]), found, numbers, round)
+        assert round[0] == i + 1
+        assert numbers.tolist() == [[1.0, np.float32(found[2]), 1.0, 1.0, 1.0]] * 2
+    assert results[:, :2].tolist() == [[1 + i, 10 + i] for i in range(4)]
+    assert results[:, 2].tolist() == [0.5 / (1 + i) for i in range(4)]
+
+
+@each_dtype
+def test_the_last_state_is_carried(dtype: str, guarded: Guards) -> None:
+    x = guarded(np.random.default_rng(3).normal(size=(5, 4, 7)).astype(dtype))
+    before = x.copy()
+    rounds.carry(x, 1, 3)
+    assert same_bits(x[0, 1:3], before[4, 1:3])
+    assert same_bits(x[1:], before[1:]) and same_bits(x[0, [0, 3]], before[0, [0, 3]])
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf))

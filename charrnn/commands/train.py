@@ -67,6 +67,7 @@ def train(
     from charrnn import tensorboard as board
     from charrnn.compiling import helped
     from charrnn.live import beside
+    from charrnn.trainer import PACE
 
     if tensorboard:
         board.check()
@@ -84,7 +85,7 @@ def train(
         return
     tell_details(run, run.config.options())
     with _stopping(run) as received, helped(run.uncompiled()):
-        events = _collected(run.events())
+        events = _collected(run.events(PACE))
         if tensorboard:
             events = board.written(events, run.folder)
         if live:

@@ -171,12 +171,3 @@ def note(out, x, step, r0, r1):
     """Keep x (1, B) of the symbols that `draw` has just drawn in their row of out (n, B)."""
     for r in range(r0, r1):
         out[step[0] - 1, r] = x[0, r]
-
-
-@kernel
-def carry(x, r0, r1):
-    """The last step's state becomes the state before the next window. x (T+1, B, H)."""
-    for r in range(r0, r1):
-        first, last = x[0, r], x[x.shape[0] - 1, r]
-        for j in range(first.size):
-            first[j] = last[j]

@@ -72,6 +72,16 @@ def cross_entropy(losses, logits, targets, scale, gradient, r0, r1):
 
 
 @kernel
+def loss_sum(total, losses):
+    """``total[0]`` becomes the sum of losses (T, B), in float64 and in order."""
+    total[0] = 0.0
+    for t in range(losses.shape[0]):
+        row = losses[t]
+        for r in range(row.size):
+            total[0] += np.float64(row[r])
+
+
+@kernel
 def column_sums(out, x, c0, c1, shift, accumulate):
     """``out[c0:c1] = sum over rows of x[:, c0 + shift : c1 + shift]``, or ``+=``. x (R, N).
 

@@ -17,6 +17,8 @@ import numpy as np
 from charrnn.kernels.jit import kernel
 
 LANES = 512
+NORM, CLIPPED, SCALE = range(3)
+"""Elements of ``found``: the gradient's norm, its norm after clipping by value, the factor."""
 
 
 @kernel
@@ -33,6 +35,22 @@ def square_sum(lanes, g, limit, i0, i1):
         for j in range(row.size):
             x = np.float64(min(max(row[j], -limit), limit))
             lanes[j] += x * x
+
+
+@kernel
+def clip_factor(found, lanes, bound, which):
+    """``found[which]`` becomes the norm behind the sums of squares ``lanes`` (blocks, LANES).
+
+    ``found[SCALE]`` becomes the factor that clips it to ``bound``: 1 if it is within.
+    """
+    total = 0.0
+    for block in range(lanes.shape[0]):
+        row = lanes[block]
+        for j in range(row.size):
+            total += row[j]
+    norm = np.sqrt(total)
+    found[which] = norm
+    found[SCALE] = bound / norm if norm > bound else 1.0
 
 
 @kernel
