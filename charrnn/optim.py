@@ -72,7 +72,7 @@ class Optimizer:
         self.numbers = np.zeros((len(self._groups), 2 + own), real)
         self._programs: dict[tuple[int, str], Program] = {}
         blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
-        self._lanes = np.zeros((blocks, update.LANES))
+        self._sums = np.zeros(blocks)
         self.found = np.ones(3)
 
     def clip(self) -> Clipping:
@@ -105,14 +105,14 @@ class Optimizer:
         return phases + (self._norm_phases(limit, update.CLIPPED) if limit else [])
 
     def _norm_phases(self, limit: float, which: int) -> list[Phase]:
-        g, lanes = self.grads.flat, iter(self._lanes)
+        g = self.grads.flat
+        bounds = [b for _, first, last in self._groups for b in _blocks(first, last)]
         calls = [
-            (update.square_sum, (next(lanes), g, g.dtype.type(limit), i0, i1))
-            for _, first, last in self._groups
-            for i0, i1 in _blocks(first, last)
+            (update.square_sum, (self._sums, block, g, g.dtype.type(limit), i0, i1))
+            for block, (i0, i1) in enumerate(bounds)
         ]
         bound = self.config.grad_clip or math.inf
-        factor = (update.clip_factor, (self.found, self._lanes, bound, which))
+        factor = (update.clip_factor, (self.found, self._sums, bound, which))
         return [self._shared(calls), [[factor]]]
 
     def step_phases(self) -> list[Phase]:

@@ -16,9 +16,6 @@ from charrnn.passes import Pass
 STEPS = 256
 """Characters over which the reach is measured, at the most."""
 
-LANES = 128
-"""Partial sums of a norm: the compiler makes vectors of them."""
-
 FAR = 0.01
 """Share of a gradient's norm below which it is out of reach."""
 
@@ -31,8 +28,7 @@ class Norms:
         self._names = list(params.views)
         self._before, self._after = np.empty_like(params.flat), params.flat
         self._found = np.empty((3, len(self._names)))
-        lanes = np.empty((3, LANES))
-        arrays = (self._found, lanes, grads.flat, self._before, self._after, params.bounds)
+        arrays = (self._found, grads.flat, self._before, self._after, params.bounds)
         self._program = model.team.program([[(step_norms, arrays)]])
 
     def begin(self) -> None:

@@ -160,3 +160,33 @@ def test_the_sum_shows_what_is_not_finite(dtype: str) -> None:
             reduced(x, out)
             assert not np.isfinite(out[0, 1])
             assert out[0, 0] == (np.inf if bad == np.inf else 1) or np.isnan(out[0, 0])
+
+
+@numba.njit(fastmath=FAST_MATH, error_model="numpy")
+def sums_of_squares(x, y, limit, out):
+    out[0] = reduce.squares(x)
+    out[1] = reduce.clipped_squares(x, limit)
+    out[2] = reduce.squared_distance(x, y)
+
+
+@each_dtype
+def test_sums_of_squares(dtype: str, guarded: Guards) -> None:
+    rng = np.random.default_rng(5)
+    for size in (*range(0, 70), 1000):
+        x, y = (rng.integers(-50, 50, size).astype(dtype) for _ in range(2))  # exact sums
+        out = np.full(3, np.nan)
+        sums_of_squares(guarded(x), guarded(y), x.dtype.type(7), out)
+        kinds = x, np.clip(x, -7, 7), x - y
+        assert out.tolist() == [(k.astype(float) ** 2).sum() for k in kinds], size
+
+
+@each_dtype
+def test_sums_of_squares_show_what_is_not_finite(dtype: str) -> None:
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in (0, 16, 36):
+            x, out = np.ones(37, dtype), np.zeros(3)
+            x[at] = bad
+            sums_of_squares(x, np.ones(37, dtype), x.dtype.type(np.inf), out)
+            assert not np.isfinite(out).any()
+            sums_of_squares(x, np.zeros_like(x), x.dtype.type(2), out)
+            assert np.isnan(out[1]) if np.isnan(bad) else out[1] == 40

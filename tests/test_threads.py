@@ -74,6 +74,26 @@ def test_numbers_and_arrays_arrive_as_they_are(team: Team) -> None:
     assert out[0] == 2**32 - 1 - 2**40
 
 
+@kernel
+def scale(out, i, factor):
+    out[i] *= factor
+
+
+@pytest.mark.skipif(not (program.X86 and program.COMPILED), reason="not for this processor")
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_no_thread_calculates_with_subnormal_numbers(team: Team, real: type) -> None:
+    """They take a hundred times as long. Outside of tables they are what they were."""
+    tiny, half = np.finfo(real).tiny, real(0.5)
+    subnormal = tiny * half
+    for start, factor in ((tiny, half), (subnormal, real(1))):  # as a result, and as an operand
+        out = np.full(8, start, real)
+        team.program([[(scale, (out, i, factor))] for i in range(8)]).run()
+        assert (out == 0).all()
+        out[:] = start
+        scale(out, 0, factor)
+        assert out[0] == subnormal > 0 and tiny * half == subnormal
+
+
 def test_a_phase_sees_all_of_the_one_before(team: Team) -> None:
     for items in (1, 2, 5, 7):
         x = np.zeros((9, items), np.int64)

@@ -15,67 +15,45 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.reduce import clipped_squares, squared_distance, squares
 
-LANES = 512
 NORM, CLIPPED, SCALE = range(3)
 """Elements of ``found``: the gradient's norm, its norm after clipping by value, the factor."""
 
 
 @kernel
-def square_sum(lanes, g, limit, i0, i1):
-    """Sum of squares of g clipped to +-limit, in float64, as `LANES` interleaved partial sums.
+def square_sum(sums, block, g, limit, i0, i1):
+    """``sums[block]`` becomes the sum of squares of g clipped to +-limit.
 
-    ``lanes`` (LANES,) float64 is overwritten. So many that the loop over them becomes vectors: 16
-    took three times as long.
+    ``sums`` (blocks,) float64, in which small and large numbers have room.
     """
-    g = g[i0:i1]
-    lanes[:] = 0.0
-    for start in range(0, g.size, LANES):
-        row = g[start : start + LANES]
-        for j in range(row.size):
-            x = np.float64(min(max(row[j], -limit), limit))
-            lanes[j] += x * x
+    row = g[i0:i1]
+    sums[block] = squares(row) if limit == np.inf else clipped_squares(row, limit)
 
 
 @kernel
-def clip_factor(found, lanes, bound, which):
-    """``found[which]`` becomes the norm behind the sums of squares ``lanes`` (blocks, LANES).
+def clip_factor(found, sums, bound, which):
+    """``found[which]`` becomes the norm whose square is the sum of sums (blocks,) float64.
 
     ``found[SCALE]`` becomes the factor that clips it to ``bound``: 1 if it is within.
     """
-    total = 0.0
-    for block in range(lanes.shape[0]):
-        row = lanes[block]
-        for j in range(row.size):
-            total += row[j]
-    norm = np.sqrt(total)
+    norm = np.sqrt(sums.sum())
     found[which] = norm
     found[SCALE] = bound / norm if norm > bound else 1.0
 
 
 @kernel
-def step_norms(norms, lanes, gradient, before, after, bounds):
+def step_norms(norms, gradient, before, after, bounds):
     """Euclidean norms of a step, tensor by tensor: of the gradient, the update and the weights.
 
-    ``norms`` (3, n) and ``lanes``, (3, any number) partial sums, both float64, are overwritten. The
-    weights are ``before`` and ``after``; tensor k is at ``bounds[k, 0] <= i < bounds[k, 1]``.
+    ``norms`` (3, n) float64 is overwritten. The weights are ``before`` and ``after``; tensor k is
+    at ``bounds[k, 0] <= i < bounds[k, 1]``.
     """
-    width = lanes.shape[1]
-    gradients, updates, weights = lanes[0], lanes[1], lanes[2]
     for k in range(bounds.shape[0]):
-        lanes[:] = 0.0
-        for start in range(bounds[k, 0], bounds[k, 1], width):
-            end = min(start + width, bounds[k, 1])
-            g, b, a = gradient[start:end], before[start:end], after[start:end]
-            for j in range(g.size):
-                gradients[j] += np.float64(g[j]) * np.float64(g[j])
-            for j in range(a.size):
-                step = np.float64(a[j] - b[j])
-                updates[j] += step * step
-            for j in range(a.size):
-                weights[j] += np.float64(a[j]) * np.float64(a[j])
-        for i in range(3):
-            norms[i, k] = np.sqrt(lanes[i].sum())
+        start, end = bounds[k, 0], bounds[k, 1]
+        norms[0, k] = np.sqrt(squares(gradient[start:end]))
+        norms[1, k] = np.sqrt(squared_distance(after[start:end], before[start:end]))
+        norms[2, k] = np.sqrt(squares(after[start:end]))
 
 
 @kernel

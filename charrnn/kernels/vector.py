@@ -55,7 +55,7 @@ class Emitter:
             return b.load(pointer, align=align)
         bits = ir.VectorType(ir.IntType(1), self.lanes)
         kinds = [pointer.type, ir.IntType(32), bits, kind]
-        load = self._masked("load", ir.FunctionType(kind, kinds))
+        load = self._masked("load", kind, ir.FunctionType(kind, kinds))
         zeros = ir.Constant(kind, [0.0] * self.lanes)
         return b.call(load, [pointer, ir.Constant(ir.IntType(32), align), mask, zeros])
 
@@ -68,13 +68,12 @@ class Emitter:
             return
         bits = ir.VectorType(ir.IntType(1), self.lanes)
         kinds = [self.vector, pointer.type, ir.IntType(32), bits]
-        store = self._masked("store", ir.FunctionType(ir.VoidType(), kinds))
+        store = self._masked("store", self.vector, ir.FunctionType(ir.VoidType(), kinds))
         b.call(store, [value, pointer, ir.Constant(ir.IntType(32), align), mask])
 
-    def _masked(self, name: str, kind: ir.FunctionType) -> ir.Function:
-        lanes = f"v{self.lanes}{self.vector.element.intrinsic_name}"
-        full = f"llvm.masked.{name}.{lanes}.p0"
-        return cgutils.get_or_insert_function(self.builder.module, kind, full)
+    def _masked(self, name: str, kind: ir.VectorType, function: ir.FunctionType) -> ir.Function:
+        full = f"llvm.masked.{name}.v{self.lanes}{kind.element.intrinsic_name}.p0"
+        return cgutils.get_or_insert_function(self.builder.module, function, full)
 
 
 class TileEmitter(Emitter):
