@@ -36,14 +36,14 @@ T, B, K = 3, 5, 13
 
 
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
-def product(C, A, P, r0, r1, columns, accumulate, code):
+def product(C, A, P, r0, r1, columns, accumulate, code, turn=0):
     """`gemm` on a part of C's columns and of the rows, as the cells use it."""
     half = halves(P, r1 - r0, A.shape[1])
     part = C[r0:r1, :columns]
     if accumulate:
-        gemm(part, A[r0:r1], P, part, half, code)
+        gemm(part, A[r0:r1], P, part, turn, half, code)
     else:
-        gemm(part, A[r0:r1], P, None, half, code)
+        gemm(part, A[r0:r1], P, None, turn, half, code)
 
 
 def unrounded(dtype: str) -> str:
@@ -258,6 +258,22 @@ def test_a_product_of_many_steps(dtype: str, rows: int) -> None:
     pack(P, W, 0, n)
     project(out, x, P, bias, 0, rows, ALONE, tile_for(dtype).address())
     assert equal(out, x @ W + bias)
+
+
+@each_dtype
+def test_backwards_through_the_panels(dtype: str, guarded: Guards) -> None:
+    """The second cache is to hold one of them; with and without a vector behind the last."""
+    rng, width = np.random.default_rng(8), panel(dtype)
+    k = NEAR // (width * operand(dtype).itemsize) * steps_per_row(dtype)
+    for n in (width - 1, *(3 * width + more for more in (0, 1, width // VECTORS, width - 1))):
+        W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (8, k), dtype)
+        P = packed(k, n, dtype)
+        pack(P, W, 0, n)
+        for turn in (1, 2, 3):
+            C = guarded(old(rng, (8, n), dtype, True))
+            want = A @ W + C
+            product(C, A, P, 0, 8, n, True, tile_for(dtype).address(), turn)
+            assert equal(C, want), (n, turn)
 
 
 @each_dtype

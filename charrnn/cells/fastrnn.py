@@ -69,7 +69,7 @@ def backward(dh, dh0, sums, gates, h, ways, alpha, beta, WhT, r0, r1, arrivals, 
             undo(a, carry, d, alpha[0], beta[0])
         join(arrivals, seat)
         part = dh0[m0:m1, u0:u1]
-        gemm(part, gates[t, m0:m1], panels, part, half, code)
+        gemm(part, gates[t, m0:m1], panels, part, t, half, code)
         join(arrivals, seat)
 
 

@@ -76,8 +76,8 @@ def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat, cod
             undo(reset, z, n, q, h0, d, carry, ways[t, r])
         join(arrivals, seat)
         part = dh0[r0:r1, u0:u1]
-        gemm(part, gates[t, r0:r1, : 2 * H], panels_rz, part, half, code)
-        gemm(part, gates[t, r0:r1, 3 * H :], panels_n, part, half, code)
+        gemm(part, gates[t, r0:r1, : 2 * H], panels_rz, part, t, half, code)
+        gemm(part, gates[t, r0:r1, 3 * H :], panels_n, part, t, half, code)
 
 
 class GRU(Cell):

@@ -68,7 +68,7 @@ def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat, code):
             c0, c1, d, m = c[t, r, u0:u1], c[t + 1, r, u0:u1], dh[t, r, u0:u1], dc[r, u0:u1]
             undo(i, f, g, o, c0, c1, d, m, dh0[r, u0:u1], ways[t, r])
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, half, code)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, t, half, code)
 
 
 class LSTM(Cell):

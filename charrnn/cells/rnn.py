@@ -103,7 +103,7 @@ def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat, code
             else:
                 undo_identity(a, d, carry, way)
         join(arrivals, seat)
-        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, half, code)
+        gemm(dh0[r0:r1, u0:u1], gates[t, r0:r1], panels, None, t, half, code)
 
 
 class RNN(Cell):

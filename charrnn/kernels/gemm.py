@@ -47,12 +47,14 @@ def scratch_size(k: int, dtype: Any) -> int:
     return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // rows) * rows)
 
 
-def gemm(C, A, P, D, half, code):
+def gemm(C, A, P, D, turn, half, code):
     """``C = D + A @ W`` for W packed as P; D may be C itself, one row (N,), or None, which is zero.
 
     C and D (M, N) and A (M, K), or (T, M, N) and (T, M, K), have contiguous rows; P is
     (panels, K, panel). If P holds pairs of bfloat16, A is rounded to such, too, some rows at a time
-    in ``half``, and sums are float32; see `halves`.
+    in ``half``, and sums are float32; see `halves`. Who multiplies by P again and again counts the
+    ``turn``: every other one goes through the panels backwards, and begins with those that the
+    last one has left in the cache.
     """
     if P.dtype == np.uint32:
         A, P = np.swapaxes(unpaired(pairs(np.swapaxes(A, -1, -2))), -1, -2), unpaired(P)
@@ -108,45 +110,45 @@ def _halves(P, rows, k):
 
 
 @overload(gemm)
-def _gemm(C, A, P, D, half, code):
-    def nothing(C, A, P, D, half, code):
-        _into(C, A, P, C, NONE, half, code)
+def _gemm(C, A, P, D, turn, half, code):
+    def nothing(C, A, P, D, turn, half, code):
+        _into(C, A, P, C, NONE, turn, half, code)
 
-    def row(C, A, P, D, half, code):
+    def row(C, A, P, D, turn, half, code):
         D = np.expand_dims(np.expand_dims(D, 0), 0)
-        _into(C, A, P, D, ROW, half, code)
+        _into(C, A, P, D, ROW, turn, half, code)
 
-    def matrix(C, A, P, D, half, code):
-        _into(C, A, P, D, MATRIX, half, code)
+    def matrix(C, A, P, D, turn, half, code):
+        _into(C, A, P, D, MATRIX, turn, half, code)
 
     if isinstance(D, types.Array):
         return row if D.ndim == 1 else matrix
     return nothing
 
 
-def _into(C, A, P, D, added, half, code):
+def _into(C, A, P, D, added, turn, half, code):
     """`gemm`, told which of three D is; a row has as many axes as C."""
 
 
 @overload(_into)
-def _into_overload(C, A, P, D, added, half, code):
-    def impl_2d(C, A, P, D, added, half, code):
+def _into_overload(C, A, P, D, added, turn, half, code):
+    def impl_2d(C, A, P, D, added, turn, half, code):
         C, A, D = np.expand_dims(C, 0), np.expand_dims(A, 0), np.expand_dims(D, 0)
-        _into(C, A, P, D, added, half, code)
+        _into(C, A, P, D, added, turn, half, code)
 
-    def impl_pairs(C, A, P, D, added, half, code):
+    def impl_pairs(C, A, P, D, added, turn, half, code):
         steps = max(1, half.size // max(1, A.shape[1] * P.shape[1]))
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
             d = D[t0:t1] if added == MATRIX else D[0:1]
-            _into(C[t0:t1], round_rows(half, A[t0:t1]), P, d, added, half, code)
+            _into(C[t0:t1], round_rows(half, A[t0:t1]), P, d, added, turn, half, code)
 
-    def impl(C, A, P, D, added, half, code):
+    def impl(C, A, P, D, added, turn, half, code):
         T, M, _ = C.shape
         if M == 1:  # steps as rows: tiles of one row are slow
-            _product(C, A, P, D, 1, T, 0, added, code)
+            _product(C, A, P, D, 1, T, 0, added, turn, code)
         else:
-            _product(C, A, P, D, T, M, 1, added, code)
+            _product(C, A, P, D, T, M, 1, added, turn, code)
 
     if A.ndim == 2:
         return impl_2d
@@ -154,12 +156,12 @@ def _into_overload(C, A, P, D, added, half, code):
 
 
 @kernel
-def _product(C, A, P, D, T, M, axis, added, code):
+def _product(C, A, P, D, T, M, axis, added, turn, code):
     """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
 
-    Some steps, whose A the second cache holds, go through all panels before the next ones do; some
-    panels stay in it for all their rows, and each call of `tile` goes through these. Rows are
-    shared out evenly over the tiles, because one of few rows is slower.
+    Some steps, whose A the second cache holds, go through all panels before the next ones do, the
+    other way; some panels stay in it for all their rows, and each call of `tile` goes through
+    these. Rows are shared out evenly over the tiles, because one of few rows is slower.
     """
     c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
     a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
@@ -171,10 +173,11 @@ def _product(C, A, P, D, T, M, axis, added, code):
     tiles = -(-M // most)
     near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
+    groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
     together = max(1, NEAR // max(1, M * K * A.itemsize))
     for t0 in range(0, T, together):
-        j0 = 0
-        while j0 < N:
+        for i in range(groups):
+            j0 = (groups - 1 - i if turn % 2 else i) * group
             columns = _columns(N - j0, group, P.shape[2])
             for k0 in range(0, K, DEEP):
                 p0, k = j0 // P.shape[2] * p_step + k0 * P.shape[2], min(DEEP, K - k0)
@@ -195,7 +198,7 @@ def _product(C, A, P, D, T, M, axis, added, code):
                                 P, p0, p_step, k, rows, columns, True,
                             )  # fmt: skip
                         m += rows
-            j0 += columns
+        turn += 1
 
 
 def rows_of(P):

@@ -67,6 +67,6 @@ def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, m0, m1, n0, n1)
         part = gates[t, m0:m1, n0:n1]
-        gemm(part, h[t, m0:m1], P[n0 // width :], part, half, code)
+        gemm(part, h[t, m0:m1], P[n0 // width :], part, t, half, code)
     if size < N and H % width > 0:  # a panel may lie across the units of two threads
         join(arrivals, seat)

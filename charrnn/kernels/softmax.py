@@ -23,7 +23,7 @@ def project(out, x, P, bias, r0, r1, seat, code):
     m0, m1, n0, n1 = bounds(P, x.shape[1], bias.size, r0, r1, seat)
     half = halves(P, max(m1 - m0, ROUNDED), x.shape[2])
     part = out[:, m0:m1, n0:n1]
-    gemm(part, x[:, m0:m1], P[n0 // P.shape[2] :], bias[n0:n1], half, code)
+    gemm(part, x[:, m0:m1], P[n0 // P.shape[2] :], bias[n0:n1], 0, half, code)
 
 
 @kernel
@@ -34,7 +34,7 @@ def back_project(dx, dout, PT, N, r0, r1, seat, code):
     """
     m0, m1, n0, n1 = bounds(PT, dx.shape[1], dx.shape[2], r0, r1, seat)
     half = halves(PT, max(m1 - m0, ROUNDED), N)
-    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], None, half, code)
+    gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], None, 0, half, code)
 
 
 @elementwise("x")
