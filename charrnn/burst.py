@@ -46,7 +46,8 @@ class Burst:
         self._round = np.zeros(1, np.int64)
 
     @cached_property
-    def _program(self) -> Program:
+    def program(self) -> Program:
+        """A round for each thread."""
         return self.window.team.program(*self.phases())
 
     def phases(self) -> list[Phase]:
@@ -93,7 +94,7 @@ class Burst:
         for rows, values in zip(self._rows, given, strict=True):
             rows[:n] = _words(values).reshape(n, -1)
         self._round[0] = 0
-        self.window.run_packing(self._program, n)
+        self.window.run_packing(self.program, n)
         count = self.window.count
         return [
             (loss / count, Clipping(norm, scale))

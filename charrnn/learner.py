@@ -114,7 +114,7 @@ class Learner:
         """
         if not isinstance(window, Pass) or not len(ids):
             return []
-        burst, seed = self._burst(window), self._config.train.seed
+        burst, seed = self.burst(window), self._config.train.seed
         steps = range(step + 1, step + 1 + min(len(ids), burst.most))
         keys = [window.dropout_keys(seed, s) for s in steps]
         numbers = [
@@ -124,7 +124,8 @@ class Learner:
         self.optimizer.numbers[:] = self.optimizer.numbers_of(rates[0], step + 1, clipping.scale)
         return burst.run(ids[: len(steps)], targets[: len(steps)], keys, numbers)
 
-    def _burst(self, window: Pass) -> Burst:
+    def burst(self, window: Pass) -> Burst:
+        """What makes steps through windows like this one in one go."""
         if window not in self._bursts:
             self._bursts[window] = Burst(window, self.optimizer)
         return self._bursts[window]
@@ -139,7 +140,7 @@ class Learner:
         optimizer = self.optimizer
         phases = [*self.window.phases(), *optimizer.clip_phases(), *optimizer.step_phases()]
         if self._goes_on and isinstance(self.window, Pass):
-            phases += self._burst(self.window).phases()
+            phases += self.burst(self.window).phases()
         calls = [call for phase in phases for item in phase for call in item]
         return dict.fromkeys(part for call in calls for part in code(call))
 

@@ -34,8 +34,8 @@ COMPILE_TURNS = 2
 """Turns of `torch.compile`, whose steps take up to some seconds each."""
 
 
-PHASE_STEPS = 15
-"""Steps whose phases are timed."""
+PHASE_TURNS, LONG = 9, 2.0
+"""Bursts of steps whose phases are timed, and their pace: long steps come in bursts, too."""
 
 
 class Bench:
@@ -133,12 +133,12 @@ def phase_table(args: argparse.Namespace) -> str:
 
     lines: list[list[str]] = []
     for row in args.rows:
-        child = Child(Ours, row.task(args.threads, args.precision))
-        found, limit = child.ask("phases", PHASE_STEPS), child.ask("limit")
+        child = Child(Ours, row.task(args.threads, args.precision), LONG)
+        found, limit = child.ask("phases", PHASE_TURNS), child.ask("limit")
         child.close()
         ideal = 1e3 * row.B * row.T * row.flop / limit
         head = ["ms of a step", *found, "at the limit"]
-        lines.append([row.title, *(f"{ms:.2f}" for ms in found.values()), f"{ideal:.2f}"])
+        lines.append([row.title, *(f"{ms:.3g}" for ms in found.values()), f"{ideal:.3g}"])
     note = f"{machine()}; {args.threads} threads; {args.precision}; {versions()}."
     return f"{markdown(head, lines)}\n\n{note}"
 

@@ -1,79 +1,127 @@
 """Where the time of a training step goes, from timers inside the process.
 
-The kernels of a step are called in the trainer's order, each by all threads before the next. The
-cells' time loops are products and elementwise work in one: the same products alone, through
-`project` and `back_project` on arrays of the same shapes, are timed beside them, and the rest is
-"elementwise". "Python" is what the trainer's own step takes beyond all of this; it can be negative
-by a little, since a step meets its threads less often than these timers do.
+The calls of a burst's first thread get a call that reads the processor's clock behind each of them,
+while the trainer goes on as ever. The cells' time loops are products and elementwise work in one:
+the same products alone, through `project` and `back_project` on arrays of the same shapes, are
+timed beside them, and the rest is "elementwise". "waiting" is what the first thread waits for
+others, and "Python" what the trainer's own step takes beyond all of this.
 """
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
+from charrnn.kernels.jit import kernel
+from charrnn.kernels.program import Table
 from charrnn.kernels.softmax import back_project, project
 
 KINDS = {
     "project": "products", "back_project": "products", "weight_product": "weight products",
-    "pack": "packing", "pack_t": "packing", "cross_entropy": "softmax",
+    "pack": "packing", "pack_t": "packing", "cross_entropy": "softmax", "meet": "waiting",
 }  # fmt: skip
 """Kernel -> its column; the cells' own are "loops", all others "gather, sums"."""
 
 COLUMNS = ("products", "weight products", "elementwise", "softmax", "gather, sums", "packing",
-           "update", "Python")  # fmt: skip
+           "update", "waiting", "Python")  # fmt: skip
+
+
+@intrinsic
+def _clock(typingctx):
+    """A count that goes on evenly, whatever the processor does."""
+    name = "readcyclecounter" if platform.machine() in ("x86_64", "AMD64") else "readsteadycounter"
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(builder.module.declare_intrinsic(f"llvm.{name}", fnty=kind), [])
+
+    return types.int64(), codegen
+
+
+@kernel
+def stamp(counts, last, column):
+    """All since ``last[0]``, when this was called before, is counted in a column."""
+    now = _clock()
+    counts[column] += now - last[0]
+    last[0] = now
 
 
 def kind(kernel: Any) -> str:
     function = getattr(kernel, "py_func", kernel)
-    if function.__module__.startswith("charrnn.cells"):
+    module = function.__module__
+    if module.startswith("charrnn.cells"):
         return "loops"
+    if module in ("charrnn.kernels.update", "charrnn.kernels.rounds"):
+        return "update"
     return KINDS.get(function.__name__, "gather, sums")
 
 
-def phases(run: Any, step: Callable[[], int], steps: int) -> dict[str, float]:
+class Stamps:
+    """Counts what the first thread of a program does, by kind."""
+
+    def __init__(self, program: Any) -> None:
+        calls = program.tables[0].calls
+        self.kinds = ["begin", *dict.fromkeys(kind(kernel) for kernel, _ in calls)]
+        self.counts, last = np.zeros(len(self.kinds), np.int64), np.zeros(1, np.int64)
+        stamped = [(stamp, (self.counts, last, 0))]
+        for call in calls:
+            column = self.kinds.index(kind(call[0]))
+            stamped += [call, (stamp, (self.counts, last, column))]
+        program.tables[0] = Table(stamped)
+
+    def shares(self) -> dict[str, float]:
+        """Kind -> its share of a round; and count anew."""
+        counts = dict(zip(self.kinds, self.counts.tolist(), strict=True))
+        del counts["begin"]  # what was between two programs
+        self.counts[:] = 0
+        return {name: count / sum(counts.values()) for name, count in counts.items()}
+
+
+def phases(run: Any, step: Callable[[], int], turns: int) -> dict[str, float]:
     """Milliseconds of a training step by column, medians.
 
     ``step`` is the trainer's own; it returns how many steps it has made in one go.
     """
-    parts = _parts(run)
-    inside = run.model.team.program(_loop_products(run))
+    program = run.learner.burst(run.learner.window).program
+    stamps, inside = Stamps(program), run.model.team.program(_loop_products(run))
+    seconds: list[float] = []  # of a round, of each burst
+    walk = program.run
+
+    def timed(rounds: int) -> None:
+        began = time.perf_counter()
+        walk(rounds)
+        seconds.append((time.perf_counter() - began) / rounds)
+
+    program.run = timed
     found, loops, whole = [], [], []
-    for _ in range(steps + 1):
-        found.append(Counter[str]())
-        for name, work in parts:
-            found[-1][name] += _seconds(work)
-        loops.append(_seconds(inside.run))
+    while len(found) < turns + 1:
         began = time.perf_counter()
         count = step()
-        whole.append((time.perf_counter() - began) / count)
+        taken = (time.perf_counter() - began) / count
+        if count == 1:
+            continue
+        whole.append(taken)
+        round = seconds[-1]
+        found.append(Counter({name: share * round for name, share in stamps.shares().items()}))
+        began = time.perf_counter()
+        inside.run(count)
+        loops.append((time.perf_counter() - began) / count)
     median = {name: statistics.median(c[name] for c in found[1:]) for name in found[0]}
     products = statistics.median(loops[1:])
     median["elementwise"] = median.pop("loops") - products
     median["products"] += products
     taken = statistics.median(whole[1:])
     median["Python"] = taken - sum(median.values())
-    return {name: 1e3 * median[name] for name in COLUMNS} | {"step": 1e3 * taken}
-
-
-def _parts(run: Any) -> list[tuple[str, Callable[[], object]]]:
-    """A training step cut into its kernels: the column of each, and what runs it."""
-    parts: list[tuple[str, Callable[[], object]]] = []
-    for phase in run.learner.window.phases():
-        queues = [deque(item) for item in phase]
-        while any(queues):  # the same kernel on all threads, in the order of each
-            kernel = max(queues, key=len)[0][0]
-            calls = [[q.popleft()] for q in queues if q and q[0][0] is kernel]
-            parts.append((kind(kernel), run.model.team.program(calls).run))
-    clipping = run.learner.optimizer.clip()
-    parts.append(("update", run.learner.optimizer.clip))
-    parts.append(("update", lambda: run.learner.optimizer.step(1e-3, 1, clipping)))
-    return parts
+    return {name: 1e3 * median.get(name, 0.0) for name in COLUMNS} | {"step": 1e3 * taken}
 
 
 def _loop_products(run: Any) -> list[Any]:
@@ -89,9 +137,3 @@ def _loop_products(run: Any) -> list[Any]:
                 item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, part.code)))
                 item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, part.code)))
     return items
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began

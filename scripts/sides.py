@@ -80,12 +80,12 @@ class Ours(bench.Ours):
         ids = np.random.default_rng(2).integers(self.task.vocab_size, size=EVAL_TEXT)
         return speed(lambda: evaluate(self.model, ids), EVAL_TEXT - 1, seconds)
 
-    def phases(self, steps: int) -> dict[str, float]:
+    def phases(self, turns: int) -> dict[str, float]:
         """Milliseconds of a training step by kind of work."""
         from phases import phases
 
         self.step()
-        return phases(self.run, self.step, steps)
+        return phases(self.run, self.step, turns)
 
 
 class Check:
