@@ -39,7 +39,7 @@ from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
 
-PACE = 0.05
+PACE = 0.1
 """Seconds between step events for who only shows them: a signal is not heard for as long."""
 
 RATE_MEMORY = 50
