@@ -3,12 +3,12 @@
 Where a step takes a tenth of a millisecond, Python between its kernels takes nearly as long: what
 differs from step to step is little, and the caches have lost the interpreter meanwhile. So all of
 it, for some steps, is put into arrays beforehand, a row each: characters, the numbers of the update
-rule, the keys of the dropout. A round of the program is
+rule, the keys of the dropout. A round of the program is a step:
 
-    update with the last gradient; take the next row; forward, back; norm; keep what was found
+    take the next row; forward, back; norm; keep what was found; update; carry the state
 
-and begins and ends, as `charrnn.learner.Learner` does between steps, with a gradient that has not
-been applied yet.
+Nobody looks at a number before the last round has ended. If a loss or a gradient is not finite, the
+weights have become useless, and whoever reads the results has to take others.
 """
 
 from __future__ import annotations
@@ -59,29 +59,27 @@ class Burst:
             for out, rows in zip(self._inputs, self._rows, strict=True)
         ]
         states = [w[s] for w in window.window.w for s in window.model.cell.states]
-        moves: list[Call] = [(carry, (state, 0, B)) for state in states]
+        carries: list[Call] = [(carry, (state, 0, B)) for state in states]
         results = (self._results, window.total, optimizer.found, optimizer.numbers, self._round)
-        update, *others = optimizer.step_phases()
+        pack, *passes = window.phases()
+        *norms, factor = optimizer.clip_phases()
+        *updates, update = optimizer.step_phases()
         return [
-            merged(update, [[*takes[:-1], *moves]]),
-            *others,
-            *window.phases(),
-            *optimizer.clip_phases(),
-            [[takes[-1], (keep, results)]],  # numbers: the update has used the old ones
-        ]
+            merged([takes], pack), *passes, *norms, merged(factor, [[(keep, results)]]), *updates,
+            merged(update, [carries]),
+        ]  # fmt: skip
 
     def run(
         self, ids: NDArray[np.int32], targets: NDArray[np.int32],
         keys: Sequence[Sequence[int]], numbers: Sequence[Sequence[tuple[float, ...]]],
     ) -> list[tuple[float, Clipping]]:  # fmt: skip
-        """Make n steps, n up to `most`.
+        """Make n steps, n up to `most`, from the state that the window has.
 
         Parameters
         ----------
         ids, targets : (n, T, B)
         keys : of the dropout, of every step and layer
-        numbers : `Optimizer.numbers` of every step, but for the factor of clipping; those of the
-            step before the first are in place
+        numbers : `Optimizer.numbers` of every step, but for the factor of clipping
 
         Returns
         -------
@@ -89,6 +87,7 @@ class Burst:
             What `Learner.gradients` returns, of every step.
         """
         n = len(ids)
+        self.window.load(ids[0], targets[0])
         layers = np.array(keys, np.uint32).T.copy()
         given = [ids, targets, *layers, np.array(numbers, self.optimizer.numbers.dtype)]
         for rows, values in zip(self._rows, given, strict=True):

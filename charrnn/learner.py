@@ -44,7 +44,7 @@ class Learner:
         self.norms = probe.Norms(model) if config.train.log_gradients else None
         self._reaches: dict[Pass, probe.Reach] = {}
         self._bursts: dict[Pass, Burst] = {}
-        self._goes_on = len(plan.following(0, 1)[0]) > 0
+        self._repeats = len(plan.alike(0, 2)[0]) > 1
 
     def _new_window(self, T: int) -> Inputs:
         """A pass for windows of at most T steps."""
@@ -95,34 +95,29 @@ class Learner:
         loss = window.run_gradients()
         return loss, self.optimizer.clip()
 
-    def go_on(
-        self, window: Inputs, clipping: Clipping, ids: Ids, targets: Ids, step: int,
-        rates: Sequence[float],
-    ) -> list[tuple[float, Clipping]]:  # fmt: skip
-        """Update, and make the steps that follow, but for the last one's update.
+    def steps(
+        self, window: Inputs, ids: Ids, targets: Ids, step: int, rates: Sequence[float]
+    ) -> list[tuple[float, Clipping]]:
+        """Make whole steps, updates included, in one go: what `gradients` returns, of each.
+
+        It may be fewer than are asked for, or none where steps have to be made one by one. Where
+        something is not finite, the weights are of no more use.
 
         Parameters
         ----------
-        window, clipping, step : of the step whose gradient there is
-        ids, targets : (n, T, B) of windows like ``window`` that follow, see `Plan.following`
-        rates : of that step and the n after it
-
-        Returns
-        -------
-        list
-            What `gradients` returns, of as many of these steps as were made; maybe none.
+        window : that of the first step's piece, see `window_of`
+        ids, targets : (n, T, B), see `Plan.alike`
+        step : number of those before
+        rates : learning rate of each
         """
-        if not isinstance(window, Pass) or not len(ids):
+        if not isinstance(window, Pass) or len(ids) < 2:
             return []
         burst, seed = self.burst(window), self._config.train.seed
-        steps = range(step + 1, step + 1 + min(len(ids), burst.most))
-        keys = [window.dropout_keys(seed, s) for s in steps]
-        numbers = [
-            self.optimizer.numbers_of(rate, s + 1, 1.0)
-            for s, rate in zip(steps, rates[1:], strict=False)
-        ]
-        self.optimizer.numbers[:] = self.optimizer.numbers_of(rates[0], step + 1, clipping.scale)
-        return burst.run(ids[: len(steps)], targets[: len(steps)], keys, numbers)
+        n = min(len(ids), burst.most)
+        numbers = [self.optimizer.numbers_of(rates[i], step + 1 + i, 1.0) for i in range(n)]
+        keys = [window.dropout_keys(seed, step + i) for i in range(n)]
+        self._last, self._slot = window, len(window.ids)
+        return burst.run(ids[:n], targets[:n], keys, numbers)
 
     def burst(self, window: Pass) -> Burst:
         """What makes steps through windows like this one in one go."""
@@ -139,7 +134,7 @@ class Learner:
         """The code that a step runs, each once."""
         optimizer = self.optimizer
         phases = [*self.window.phases(), *optimizer.clip_phases(), *optimizer.step_phases()]
-        if self._goes_on and isinstance(self.window, Pass):
+        if self._repeats and isinstance(self.window, Pass):
             phases += self.burst(self.window).phases()
         calls = [call for phase in phases for item in phase for call in item]
         return dict.fromkeys(part for call in calls for part in code(call))

@@ -204,11 +204,12 @@ class Run:
     ) -> tuple[list[Step], str | None]:
         """Steps from ``piece`` on, and what is not finite in the one after them, if anything."""
         p, learner = self.progress, self.learner
-        more = self.plan.following(p.step, self._steps_at_once() - 1)
-        rates = [self._learning_rate(p.step + i) for i in range(1 + len(more[0]))]
-        found = [learner.gradients(piece, window, p.step)]
-        if _fault(*found[0]) is None:
-            found += learner.go_on(window, found[0][1], *more, p.step, rates)
+        rates = [self._learning_rate(p.step + i) for i in range(self._steps_at_once())]
+        ids, targets = self.plan.alike(p.step, len(rates))
+        found = learner.steps(window, ids, targets, p.step, rates)
+        single = not found
+        if single:
+            found = [learner.gradients(piece, window, p.step)]
         made: list[Step] = []
         for (loss, clipping), rate in zip(found, rates, strict=False):
             if (fault := _fault(loss, clipping)) is not None:
@@ -216,7 +217,8 @@ class Run:
             made.append(Step(loss, clipping, rate))
         if norms is not None:
             norms.begin()
-        learner.update(made[-1].rate, p.step + len(made), made[-1].clipping)
+        if single:
+            learner.update(rates[0], p.step + 1, made[0].clipping)
         return made, None
 
     def _steps_at_once(self) -> int:

@@ -87,11 +87,11 @@ class Plan(ABC):
     def piece(self, step: int) -> Piece:
         """What training step ``step``, from 0, reads."""
 
-    def following(self, step: int, most: int) -> tuple[Ids, Ids]:
-        """Ids and targets (n, T, B) of n <= ``most`` steps after ``step`` that go on like it.
+    def alike(self, step: int, most: int) -> tuple[Ids, Ids]:
+        """Ids and targets (n, T, B) of n <= ``most`` steps from ``step`` on.
 
-        Their windows are as long as that of ``step``, and each is carried from the one before.
-        There are none where a plan's windows differ in anything else than their characters.
+        Their pieces are as long as the first, and each is carried from the one before. There are
+        none where a plan's pieces differ in more than their characters.
         """
         return NONE, NONE
 
@@ -165,12 +165,12 @@ class Windows(Plan):
         targets = targets[t0 - begin :]
         return Piece(ids, targets, self.carried and begin > 0, next_begin - begin, targets.size)
 
-    def following(self, step: int, most: int) -> tuple[Ids, Ids]:
-        first = self.position(step)[1] + 1
-        n = min(most, self.streams.length // self.seq_length - first)
+    def alike(self, step: int, most: int) -> tuple[Ids, Ids]:
+        _, index = self.position(step)
+        n = min(most, self.streams.length // self.seq_length - index)
         if n < 1 or not self.carried or self.overlap:
             return NONE, NONE
-        t0 = first * self.seq_length
+        t0 = index * self.seq_length
         shape = n, self.seq_length, self.batch_size
         ids, targets = self.streams.part(t0, t0 + n * self.seq_length)
         return ids.reshape(shape), targets.reshape(shape)

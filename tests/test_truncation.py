@@ -405,22 +405,22 @@ def test_windows_by_hand() -> None:
     assert [steps.epochs(s) for s in range(4)] == [0, 0.5, 1, 1.5]
 
 
-def test_windows_that_follow_are_those_of_the_next_steps() -> None:
+def test_windows_that_are_alike_are_those_of_the_next_steps() -> None:
     ids = np.arange(45)
     for length, carried in ((4, True), (7, True), (20, True), (50, True), (4, False)):
         windows = Windows(Streams(ids, 2), length, carried)
         for step in range(2 * windows.steps_per_epoch):
             pieces = [windows.piece(s) for s in range(step, step + 4)]
-            same = [p.carried and len(p.ids) == len(pieces[0].ids) for p in pieces[1:]]
-            for most in (0, 1, 3):
-                found, targets = windows.following(step, most)
-                count = min(most, [*same, False].index(False))
+            like = [len(p.ids) == length and (p.carried or not i) for i, p in enumerate(pieces)]
+            for most in (0, 1, 4):
+                found, targets = windows.alike(step, most)
+                count = min(most, [*like, False].index(False)) if carried else 0
                 assert len(found) == len(targets) == count
-                for piece, x, y in zip(pieces[1:], found, targets, strict=False):
+                for piece, x, y in zip(pieces, found, targets, strict=False):
                     assert np.array_equal(x, piece.ids) and np.array_equal(y, piece.targets)
                     assert piece.shift == len(x) == length
     for other in (Windows(Streams(ids, 2), 4, overlap=2), Randomized(Streams(ids, 2), 3, 0.5, 1)):
-        assert len(other.following(0, 3)[0]) == 0
+        assert len(other.alike(0, 3)[0]) == 0
 
 
 def test_overlapping_windows_by_hand() -> None:
