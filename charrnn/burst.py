@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from charrnn.kernels.rounds import carry, keep, take
 from charrnn.optim import Clipping, Optimizer
 from charrnn.passes import Pass, merged
-from charrnn.threads import Call, Phase, Program
+from charrnn.threads import Call, Phase, Program, share
 
 CHARS = 1 << 15
 """Characters of a burst, about: 50 ms of the fastest steps there are."""
@@ -59,14 +59,17 @@ class Burst:
             for out, rows in zip(self._inputs, self._rows, strict=True)
         ]
         states = [w[s] for w in window.window.w for s in window.model.cell.states]
-        carries: list[Call] = [(carry, (state, 0, B)) for state in states]
+        carries = [
+            [(carry, (state, *share(B, i, window.parts))) for state in states]
+            for i in range(window.parts)
+        ]
         results = (self._results, window.total, optimizer.found, optimizer.numbers, self._round)
         pack, *passes = window.phases()
         *norms, factor = optimizer.clip_phases()
         *updates, update = optimizer.step_phases()
         return [
             merged([takes], pack), *passes, *norms, merged(factor, [[(keep, results)]]), *updates,
-            merged(update, [carries]),
+            merged(update, carries),
         ]  # fmt: skip
 
     def run(

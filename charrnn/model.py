@@ -15,8 +15,9 @@ from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels import jit
-from charrnn.kernels.gemm import scratch_size
+from charrnn.kernels.gemm import WIDEST, scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
+from charrnn.kernels.tile import most_rows
 from charrnn.params import Params
 from charrnn.passes import Pass, State
 from charrnn.stack import Stack
@@ -140,8 +141,8 @@ class Model:
     @cached_property
     def scratch(self) -> np.ndarray:
         """(threads, n): each thread's own room for products that give weights' gradients."""
-        widest = max(shape[0] for shape in self.shapes().values() if len(shape) > 1)
-        size = scratch_size(widest, self.operands)
+        widest = max(self.vocab_size, *(shape[0] for shape in self.shapes().values()))
+        size = scratch_size(min(widest, WIDEST + 2 * most_rows(self.operands)), self.operands)
         return aligned_zeros((self.team.most, size), operand(self.operands))
 
     def stack(self, training: bool) -> Stack:

@@ -18,10 +18,10 @@ from charrnn.kernels import update
 from charrnn.params import Params
 from charrnn.threads import Call, Phase, Program, Team, share
 
-BLOCK = 1 << 15
+BLOCK = 1 << 14
 """Elements that one call works on."""
 
-SMALL = 4 * BLOCK
+SMALL = 8 * BLOCK
 """Elements of an array for which other threads are not worth waking."""
 
 MOMENTS = {

@@ -8,6 +8,9 @@ import numpy as np
 
 from charrnn.kernels.pack import LINE_BYTES, aligned_zeros
 
+BY_COLUMNS = {"head.Wy"}
+"""Matrices whose columns are contiguous: what makes their gradients' products cheap."""
+
 
 class Params:
     """Arrays by name in one flat array, the matrices before the vectors.
@@ -34,11 +37,15 @@ class Params:
                 self.decayed = offset
         self.flat = aligned_zeros((offset,), dtype)
         self.views: dict[str, np.ndarray] = {
-            name: self.flat[where[name] :][: int(np.prod(shape))].reshape(shape)
+            name: self._view(where[name], shape, name in BY_COLUMNS)
             for name, shape in shapes.items()
         }
         ends = [(where[name], where[name] + view.size) for name, view in self.views.items()]
         self.bounds = np.array(ends)
+
+    def _view(self, begin: int, shape: tuple[int, ...], by_columns: bool) -> np.ndarray:
+        array = self.flat[begin:][: int(np.prod(shape))]
+        return array.reshape(shape[::-1]).T if by_columns else array.reshape(shape)
 
     @property
     def count(self) -> int:

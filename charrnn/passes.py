@@ -28,7 +28,7 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import DEPTH, weight_product
+from charrnn.kernels.gemm import DEPTH, WIDEST, weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
@@ -266,7 +266,7 @@ class Pass(Inputs):
                 block.gradients.append([logits, loss, back])
         if self.training:
             g = self.model.grads.views
-            product = whole(g["head.Wy"], rows(x), rows(block.array))
+            product = whole(g["head.Wy"].T, rows(block.array), rows(x))
             again = self.chained or t1 < len(self.ids)
             for part in range(self.parts):
                 c0, c1 = share(self.model.vocab_size, part, self.parts, LINE)
@@ -296,19 +296,25 @@ class Pass(Inputs):
             self.weights.append(calls)
 
     def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
-        """One part of a weight's gradient: a share of its columns, or of its rows if narrow."""
+        """One part of a weight's gradient: a share of its columns, or of its rows if narrow.
+
+        What is not shared is packed by all threads.
+        """
         gradient, inputs, dgates, first, last, shift = product
         m0, m1, c0, c1 = 0, len(gradient), first, last
-        if panels(last - first, gradient.dtype) >= 4 * self.parts:
+        count = panels(last - first, gradient.dtype)
+        even = len(gradient) < last - first and count % self.parts == 0
+        if even or count >= 4 * self.parts:
             c0, c1 = share(last - first, part, self.parts, panel(gradient.dtype))
             c0, c1 = first + c0, first + c1
         else:
             m0, m1 = share(len(gradient), part, self.parts, most_rows(self.model.operands))
         if m0 == m1 or c0 == c1:
             return []
-        scratch = self.model.scratch[part]
-        args = (gradient, inputs, dgates, m0, m1, c0, c1, shift, scratch, again, self.code)
-        return [(weight_product, args)]
+        arrays, count = (gradient, inputs, dgates), -(-(m1 - m0) // WIDEST)
+        more = c0, c1, shift, self.model.scratch[part], again, self.code
+        pieces = [share(m1 - m0, i, count, most_rows(self.model.operands)) for i in range(count)]
+        return [(weight_product, (*arrays, m0 + i0, m0 + i1, *more)) for i0, i1 in pieces]
 
     # -- running --------------------------------------------------------------------------------
 

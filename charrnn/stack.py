@@ -28,7 +28,7 @@ from charrnn.cells.base import (
 from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
-from charrnn.kernels.pack import aligned_zeros, pack_t, packed
+from charrnn.kernels.pack import aligned_zeros, pack, pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
 from charrnn.threads import Part, Phase, Program, share
@@ -65,11 +65,12 @@ class Stack:
             if not self.reads_ids(i):
                 layer += packed_pair("Wx", p["Wx"], operands, gradient)
             layers.append(layer)
-        Wy = params.views["head.Wy"]
-        head = packed_pair("Wy", Wy, operands, False)
+        WyT = params.views["head.Wy"].T
+        V, H = WyT.shape
+        there, back = packed(H, V, operands), packed(V, H, operands)
+        head = Packing({"Wy": there}, [(pack_t, (there, WyT, 0, H))], [])
         if gradient:  # both ways at the same time, block by block
-            back = packed(Wy.shape[1], len(Wy), operands)
-            head += Packing({"WyT": back}, [(pack_t, (back, Wy, 0, Wy.shape[1]))], [])
+            head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])
         self.head, self.k = head.arrays, [layer.arrays for layer in layers]
         self._packing = sum(layers, head)
         self._small = params.count < SMALL

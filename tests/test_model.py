@@ -273,6 +273,22 @@ def test_state_is_carried_between_windows(cell: str) -> None:
     assert_same_bits(long.state(), {n: whole[f"state {n}"] for n in data.state})
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_weights_products_in_pieces(
+    threads: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of matrices that are long, such as those of large vocabularies."""
+    found = []
+    monkeypatch.setattr(passes, "SMALL", 0)
+    for widest in (10**6, 40):
+        monkeypatch.setattr(passes, "WIDEST", widest)
+        options = dict(dtype="float32", precision=precision, hidden_size=70, num_layers=2)
+        model = networks.make("lstm", threads=threads, V=150, **options)
+        found.append(model.gradients(*networks.window(model)[:2]).weights)
+    assert_same_bits(*found)
+
+
 # --- New weights are seen ----------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from charrnn.kernels.pack import LINE_BYTES
-from charrnn.params import Params
+from charrnn.params import BY_COLUMNS, Params
 
 SHAPES = {"b": (5,), "W": (3, 7), "alpha": (1,), "U": (2, 2)}
 each_dtype = pytest.mark.parametrize("dtype", ("float32", "float64"))
@@ -24,6 +24,17 @@ def test_views_share_the_flat_array(dtype: str) -> None:
     for i, name in enumerate(SHAPES, start=1):
         assert (params.flat == i).sum() == params.views[name].size  # none overlaps another
     assert np.count_nonzero(params.flat) == params.count == 5 + 21 + 1 + 4
+
+
+def test_some_matrices_lie_by_columns() -> None:
+    assert {"head.Wy"} == BY_COLUMNS
+    params = Params({"b": (5,), "head.Wy": (3, 7)}, "float32")
+    view = params.views["head.Wy"]
+    assert view.shape == (3, 7) and view.T.flags.c_contiguous
+    assert np.shares_memory(view, params.flat) and params.count == 26
+    (begin, end), n = params.bounds[1], np.count_nonzero
+    view[1, 2] = 1
+    assert n(params.flat) == n(params.flat[begin:end]) == 1 and end - begin == 21
 
 
 @each_dtype

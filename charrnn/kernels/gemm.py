@@ -33,6 +33,8 @@ from charrnn.kernels.tile import ROWS, VECTORS, most_rows, tile, together
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
 """Rows of the inner dimension that `gemm_tn` packs at a time."""
+WIDEST = 512
+"""Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
 NONE, ROW, MATRIX = range(3)
 """What `gemm` adds to its product."""
 DEEP = 2048
