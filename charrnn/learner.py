@@ -117,7 +117,9 @@ class Learner:
         numbers = [self.optimizer.numbers_of(rates[i], step + 1 + i, 1.0) for i in range(n)]
         keys = [window.dropout_keys(seed, step + i) for i in range(n)]
         self._last, self._slot = window, len(window.ids)
-        return burst.run(ids[:n], targets[:n], keys, numbers)
+        found = burst.run(ids[:n], targets[:n], keys, numbers)
+        self.model.changed()
+        return found
 
     def burst(self, window: Pass) -> Burst:
         """What makes steps through windows like this one in one go."""

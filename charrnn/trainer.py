@@ -204,8 +204,8 @@ class Run:
     ) -> tuple[list[Step], str | None]:
         """Steps from ``piece`` on, and what is not finite in the one after them, if anything."""
         p, learner = self.progress, self.learner
-        rates = [self._learning_rate(p.step + i) for i in range(self._steps_at_once())]
-        ids, targets = self.plan.alike(p.step, len(rates))
+        ids, targets = self.plan.alike(p.step, self._steps_at_once())
+        rates = [self._learning_rate(p.step + i) for i in range(max(1, len(ids)))]
         found = learner.steps(window, ids, targets, p.step, rates)
         single = not found
         if single:

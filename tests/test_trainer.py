@@ -192,13 +192,17 @@ def test_steps_in_one_go_are_the_same(
     for module in (passes, optim):  # no work is too little for several threads
         monkeypatch.setattr(module, "SMALL", 0)
     options = LONG | dict(threads=threads) | (GONE_ON | VARIANTS)[variant]
-    one, many = tmp_path / "one", tmp_path / "many"
+    one, many, asked = tmp_path / "one", tmp_path / "many", []
     end(go(begin(one, **options)))
+    monkeypatch.setattr(
+        trainer, "learning_rate", lambda *args: asked.append(args[1]) or learning_rate(*args)
+    )
     events = go(begin(many, **options), pace=HOURS)
     end(events)
     assert outcome(many) == outcome(one)
     steps = [e["steps"] for e in events if e["event"] == "step"]
     assert sum(steps) == checkpoint.load(many / "last.safetensors").metadata["progress"]["step"]
+    assert asked == list(range(sum(steps)))  # nothing is made ready in vain
     apart = options.get("bptt", "truncated") != "truncated"
     assert max(steps) == 1 if apart else max(steps) > 1
 
