@@ -18,6 +18,7 @@ MAX_STREAMS = 64
 MIN_STREAM_CHARS = 4000  # every stream's state before its first target is off by a little
 WARMUP = 250
 MAX_WINDOW = 64
+NEAR_FLOATS = 1 << 18  # of longer windows' work arrays: those of small models are quicker
 WORK_FLOATS = 1 << 22  # of a window's work arrays, 16 MB in float32: longer ones gain nothing
 
 
@@ -88,7 +89,7 @@ def evaluate(
         streams = min(MAX_STREAMS, max(1, count // MIN_STREAM_CHARS))
 
     if window is None:
-        window = min(MAX_WINDOW, max(1, WORK_FLOATS // (streams * model.work_per_char)))
+        window = window_for(streams, model.work_per_char)
 
     # `length` solves: all targets of the first stream + (length - warmup) of each other one.
     warmup = min(warmup, count)
@@ -110,6 +111,12 @@ def evaluate(
         if on_progress:
             on_progress(done, count)
     return nats, count
+
+
+def window_for(streams: int, work_per_char: int) -> int:
+    """Steps of a window that are quick and need little memory."""
+    work = streams * work_per_char
+    return max(1, min(max(MAX_WINDOW, NEAR_FLOATS // work), WORK_FLOATS // work))
 
 
 def report(nats: float, count: int, utf8_bytes: int) -> dict[str, float]:

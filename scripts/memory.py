@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rows import ROOT, ROWS, Row, markdown
 
-from charrnn.evaluate import MAX_STREAMS, MAX_WINDOW, MIN_STREAM_CHARS, WORK_FLOATS
+from charrnn.evaluate import MAX_STREAMS, MIN_STREAM_CHARS, window_for
 
 TEXT = 200_000
 """Characters of the text, at the least."""
@@ -71,7 +71,7 @@ def predicted(row: Row, threads: int) -> float:
     logits = min(B * T * V, max(LOGITS, B * V))
     train = T * B * (buffers + H + E) + logits
     streams = min(MAX_STREAMS, max(1, VAL_SHARE * max(TEXT, 4 * B * T) // MIN_STREAM_CHARS))
-    window = min(MAX_WINDOW, max(1, WORK_FLOATS // (streams * (kept * L * H + V))))
+    window = window_for(streams, kept * L * H + V)
     validation = window * streams * buffers + min(streams * window * V, LOGITS)
     saving = max(table, G * H * H, H * V)
     packed = products + H * V  # there and back in the same place, but for the output's

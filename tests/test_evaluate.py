@@ -33,8 +33,11 @@ class Recorder:
         return np.where(cold, np.nan, self.prices[targets]), (begin, targets[-1])
 
 
-@pytest.mark.parametrize(("work", "window"), [(1, 64), (10**6, 4), (10**7, 1)])
-def test_windows_of_large_models_are_short(work, window):
+@pytest.mark.parametrize(
+    ("streams", "work", "window"),
+    [(64, 64, 64), (32, 64, 128), (1, 256, 1024), (1, 10**6, 4), (1, 10**7, 1)],
+)
+def test_windows_of_small_models_are_long_and_of_large_ones_short(streams, work, window):
     class Measured(Recorder):
         work_per_char = work
 
@@ -43,7 +46,7 @@ def test_windows_of_large_models_are_short(work, window):
             return super().losses(ids, targets, state)
 
     lengths = []
-    evaluate(Measured(np.ones(200)), np.arange(200), streams=1)
+    evaluate(Measured(np.ones(20_000)), np.arange(20_000), streams=streams)
     assert max(lengths) == window
 
 
