@@ -39,7 +39,8 @@ class Burst:
     def __init__(self, window: Pass, optimizer: Optimizer) -> None:
         self.window, self.optimizer = window, optimizer
         self.most = max(1, CHARS // window.ids.size)
-        inputs = [window.ids, window.targets, *window.window.keys, optimizer.numbers]
+        keys = window.window.keys if window.dropout else []
+        inputs = [window.ids, window.targets, *keys, optimizer.numbers]
         self._inputs = [_words(a) for a in inputs]
         self._rows = [np.zeros((self.most, a.size), a.dtype) for a in self._inputs]
         self._results = np.zeros((self.most, 3))
@@ -81,7 +82,7 @@ class Burst:
         Parameters
         ----------
         ids, targets : (n, T, B)
-        keys : of the dropout, of every step and layer
+        keys : `Pass.dropout_keys` of every step
         numbers : `Optimizer.numbers` of every step, but for the factor of clipping
 
         Returns

@@ -343,12 +343,12 @@ class Pass(Inputs):
         return [{s: w[s][slot] for s in self.model.cell.states} for w in self.window.w]
 
     def set_dropout_key(self, seed: int, step: int) -> None:
-        for key, number in zip(self.window.keys, self.dropout_keys(seed, step), strict=True):
+        for key, number in zip(self.window.keys, self.dropout_keys(seed, step), strict=False):
             key[0] = number
 
     def dropout_keys(self, seed: int, step: int) -> list[int]:
-        """What chooses the masks of this step, layer by layer."""
-        layers = range(len(self.window.keys))
+        """What chooses the masks of this step, layer by layer; nothing if there is no dropout."""
+        layers = range(len(self.window.keys) if self.dropout else 0)
         return [zlib.crc32(b"%d dropout %d layer %d" % (seed, step, i)) for i in layers]
 
     def run(self, name: str, *phases: Phase) -> None:
