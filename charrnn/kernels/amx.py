@@ -83,8 +83,8 @@ class MatrixTile(TileEmitter):
         with cgutils.for_range_slice(b, self.at(0), stop, step, self.index) as (k, _):
             a, p = b.gep(self.a, [k]), b.gep(self.p, [b.add(place, b.mul(k, panel))])
             for m in range(down):
-                row = b.gep(a, [b.mul(self.at(m * SIDE), self.step_m)])
-                self.move("tileloadd64", LEFT[m], row, self.step_m)
+                row = b.gep(a, [b.mul(self.at(m * SIDE), self.lda)])
+                self.move("tileloadd64", LEFT[m], row, self.lda)
             for n in range(across):
                 passing = RIGHT[n % 2]
                 self.move("tileloadd64", passing, b.gep(p, [self.at(n * SIDE)]), panel)

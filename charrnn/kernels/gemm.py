@@ -26,7 +26,6 @@ from charrnn.kernels.pack import (
     round_rows,
     steps,
     steps_of,
-    tiles_of,
 )
 from charrnn.kernels.tile import ROWS, VECTORS, most_rows, tile, together
 
@@ -191,12 +190,12 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
                         c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
                         if k0 == 0:
                             tile(
-                                code, C, c0, c_row, D, d0, d_row, A, a0, a_row, 1,
+                                code, C, c0, c_row, D, d0, d_row, A, a0, a_row,
                                 P, p0, p_step, k, rows, columns, added != NONE,
                             )  # fmt: skip
                         else:
                             tile(
-                                code, C, c0, c_row, C, c0, c_row, A, a0, a_row, 1,
+                                code, C, c0, c_row, C, c0, c_row, A, a0, a_row,
                                 P, p0, p_step, k, rows, columns, True,
                             )  # fmt: skip
                         m += rows
@@ -241,12 +240,12 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
         tiles = -(-(m1 - m0) // most)
         room = 2 * K * width
         D_panels = scratch[:room].reshape(2, K, width)
-        A_tiles, step_m, step_k = tiles_of(scratch[room:], tiles, K)
+        A_rows = scratch[room : room + tiles * most * K].reshape(tiles * most, K)
         ahead = -(-DEPTH // max(1, tiles))
         newest = (R - 1) // DEPTH * DEPTH
         for r0 in range(newest, -1, -DEPTH):
             depth = min(DEPTH, R - r0)
-            pack_rows(A_tiles, A[r0 : r0 + depth], m0, m1)
+            pack_rows(A_rows, A[r0 : r0 + depth], m0, m1)
             j0 = c0
             while j0 < c1:
                 columns = _columns(c1 - j0, width, width)
@@ -259,9 +258,9 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
                     for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
                         prefetch(D, r, next_j)
                     tile(
-                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_tiles, i * K * most,
-                        step_m, step_k, P, 0, K * width, steps_of(scratch, depth),
-                        min(most, m1 - m), columns, accumulate or r0 < newest,
+                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, i * most * K,
+                        K, P, 0, K * width, steps_of(scratch, depth), min(most, m1 - m), columns,
+                        accumulate or r0 < newest,
                     )  # fmt: skip
                 j0 += columns
 

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
 from charrnn.kernels.jit import HAS_AMX, VECTOR_BITS, kernel
-from charrnn.kernels.tile import ROWS, VECTORS, most_rows
+from charrnn.kernels.tile import VECTORS
 from charrnn.kernels.vector import Emitter
 
 GRAIN = amx.SIDE if HAS_AMX else 1
@@ -70,27 +70,24 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return buffer[start : start + size].reshape(shape)
 
 
-def _putter(count):
-    """A function that fills row i of a whole panel of ``count(dtype)`` columns; see `put_part`."""
+def put_panel(P, p, i, W, c):
+    """Fill row i of a whole panel; see `put_part`."""
+    put_part(P, p, i, W, c, P.shape[2])
 
-    def put(P, p, i, W, c):
-        put_part(P, p, i, W, c, P.shape[2])
 
-    @overload(put)
-    def _put(P, p, i, W, c):
-        copy, copy_pair = (make(count(str(W.dtype))) for make in (_vector_copy, _vector_pair))
+@overload(put_panel)
+def _put_panel(P, p, i, W, c):
+    copy, copy_pair = (make(panel(str(W.dtype))) for make in (_vector_copy, _vector_pair))
 
-        def impl(P, p, i, W, c):
-            to = p * P.strides[0] + i * P.strides[1]
-            copy(P, to, W, i * W.strides[0] + c * W.strides[1])
+    def impl(P, p, i, W, c):
+        to = p * P.strides[0] + i * P.strides[1]
+        copy(P, to, W, i * W.strides[0] + c * W.strides[1])
 
-        def impl_pairs(P, p, i, W, c):
-            to = p * P.strides[0] + i * P.strides[1]
-            copy_pair(P, to, W, 2 * i * W.strides[0] + c * W.strides[1], W.strides[0])
+    def impl_pairs(P, p, i, W, c):
+        to = p * P.strides[0] + i * P.strides[1]
+        copy_pair(P, to, W, 2 * i * W.strides[0] + c * W.strides[1], W.strides[0])
 
-        return impl if P.dtype == W.dtype else impl_pairs
-
-    return put
+    return impl if P.dtype == W.dtype else impl_pairs
 
 
 def _vector_copy(n):
@@ -127,10 +124,6 @@ def _vector_pair(n):
         return types.void(P, types.intp, W, types.intp, types.intp), codegen
 
     return copy_pair
-
-
-put_panel = _putter(panel)
-put_rows = _putter(lambda dtype: ROWS)
 
 
 def steps_of(P, k):
@@ -181,68 +174,21 @@ def pack(P, W, n0, n1):
             put_part(P, p, i, W, c0, columns)
 
 
-def tiles_of(scratch, tiles, K):
-    """Room for the rows of some tiles, and the steps from row to row and from k to k in it.
-
-    Its shape is (tiles, K, rows), or (tiles, rows, K) for the matrix unit.
-    """
-    return scratch[: tiles * K * ROWS].reshape(tiles, K, ROWS), 1, ROWS
-
-
-@overload(tiles_of)
-def _tiles_of(scratch, tiles, K):
-    rows = most_rows(str(scratch.dtype))
-
-    def impl(scratch, tiles, K):
-        return scratch[: tiles * K * rows].reshape(tiles, K, rows), 1, rows
-
-    def impl_matrix(scratch, tiles, K):
-        return scratch[: tiles * K * rows].reshape(tiles, rows, K), K, 1
-
-    return impl if rows == ROWS else impl_matrix
-
-
+@kernel
 def pack_rows(P, A, m0, m1):
-    """Pack the columns m0 <= m < m1 of A for tiles: ``P[p, k, j] = A[k, m0 + p * rows + j]``.
+    """Pack the columns m0 <= m < m1 of A (K, at least m1) as rows: ``P[m - m0, k] = A[k, m]``.
 
-    P is from `tiles_of`; for the matrix unit it is ``P[p, j, k]``.
+    The last squares overlap those before them, so that all rows and steps lie in some.
     """
-    _pack_lines(P, A, m0, m1)
-
-
-@overload(pack_rows)
-def _pack_rows(P, A, m0, m1):
-    pack = _pack_lines if most_rows(str(P.dtype)) == ROWS else _pack_squares
-    return lambda P, A, m0, m1: pack(P, A, m0, m1)
-
-
-@kernel
-def _pack_squares(P, A, m0, m1):
-    """`pack_rows` for the matrix unit: squares of pairs are transposed."""
-    K, width, n = A.shape[0], P.shape[1], lanes_of(A)
-    columns = m1 - m0
-    whole_m, whole = columns // n * n, K // (2 * n) * n
+    n, M, whole = lanes_of(A), m1 - m0, whole_steps(P, A.shape[0])
+    if n > M or whole < n:
+        whole = 0
     for i in range(0, whole, n):
-        for m in range(0, whole_m, n):
-            transpose_pairs(P, m // width, m % width, i, A, m0 + m)
-    for m in range(columns):
-        for i in range(whole if m < whole_m else 0, P.shape[2]):
-            P[m // width, m % width, i] = element(P, A[:, m0 + m], i)
-
-
-@kernel
-def _pack_lines(P, A, m0, m1):
-    """`pack_rows`: some tiles side by side, so that a cache line of A is read once."""
-    K = A.shape[0]
-    tiles, whole = (m1 - m0) // ROWS, whole_steps(P, K)
-    for p0 in range(0, tiles, 8):
-        for i in range(whole):
-            for p in range(p0, min(p0 + 8, tiles)):
-                put_rows(P, p, i, A, m0 + p * ROWS)
-    for p in range(P.shape[0]):
-        c0 = m0 + p * ROWS
-        for i in range(whole if p < tiles else 0, steps_of(P, K)):
-            put_part(P, p, i, A, c0, min(ROWS, m1 - c0))
+        for m in range(0, M, n):
+            put_square(P, min(m, M - n), min(i, whole - n), A, m0 + min(m, M - n))
+    for m in range(M):
+        for i in range(whole, steps_of(P, A.shape[0])):
+            P[m, i] = element(P, A[:, m0 + m], i)
 
 
 @kernel
@@ -357,7 +303,25 @@ def _transpose(P, p, k, j, W, r, c):
     def impl(P, p, k, j, W, r, c):
         to = p * P.strides[0] + whole_steps(P, k) * P.strides[1] + j * P.strides[2]
         source = r * W.strides[0] + c * W.strides[1]
-        _vector_transpose(P, to, P.strides[1], W, source, W.strides[0])
+        _turned_then_paired(P, to, P.strides[1], W, source, W.strides[0])
+
+    return impl
+
+
+def put_square(P, m, i, A, c):
+    """Pack n columns of A, n the lanes of a vector, from c on as rows of P: n steps from i on."""
+    n, size = lanes_of(A), 2 if P.dtype == np.uint32 else 1
+    P[m : m + n, i : i + n] = _packed_rows(P, A[size * i : size * (i + n), c : c + n]).T
+
+
+@overload(put_square)
+def _put_square(P, m, i, A, c):
+    size = 1 if P.dtype == A.dtype else 2
+
+    def impl(P, m, i, A, c):
+        to = m * P.strides[0] + i * P.strides[1]
+        source = size * i * A.strides[0] + c * A.strides[1]
+        _paired_then_turned(P, to, P.strides[0], A, source, A.strides[0])
 
     return impl
 
@@ -380,64 +344,43 @@ def _vector_pointer(context, builder, signature, args, i, count):
     return builder.bitcast(byte, ir.PointerType(ir.VectorType(data.type.pointee, count)))
 
 
-@intrinsic
-def _vector_transpose(typingctx, P, to, p_row, W, source, w_row):
-    """Pack a transposed square; places and rows in bytes."""
+def _turner(pairs_first):
+    """What packs a transposed square; pairs are made of rows before it is turned, or after."""
 
-    def codegen(context, builder, signature, args):
-        b, W = builder, signature.args[3]
-        n, align = lanes(str(W.dtype)), W.dtype.bitwidth // 8
+    @intrinsic
+    def turn(typingctx, P, to, p_row, W, source, w_row):
+        """Places and rows in bytes."""
 
-        def row(first, i):  # of the array that is argument ``first``
-            start, size = args[first + 1 : first + 3]
-            offset = b.add(start, b.mul(size, ir.Constant(size.type, i)))
-            values = [*args[: first + 1], offset]
-            return _vector_pointer(context, b, signature, values, first, n)
+        def codegen(context, builder, signature, args):
+            b, W = builder, signature.args[3]
+            n, align = lanes(str(W.dtype)), W.dtype.bitwidth // 8
+            mixed = signature.args[0].dtype != W.dtype
 
-        rows = _transposed(b, [b.load(row(3, i), align=align) for i in range(n)])
-        if signature.args[0].dtype != W.dtype:
-            rows = [emit_pair(b, *rows[i : i + 2]) for i in range(0, n, 2)]
-        for i, value in enumerate(rows):
-            b.store(value, row(0, i), align=align)
-        return context.get_dummy_value()
+            def row(first, i):  # of the array that is argument ``first``
+                start, size = args[first + 1 : first + 3]
+                offset = b.add(start, b.mul(size, ir.Constant(size.type, i)))
+                values = [*args[: first + 1], offset]
+                return _vector_pointer(context, b, signature, values, first, n)
 
-    return types.void(P, types.intp, types.intp, W, types.intp, types.intp), codegen
+            def paired(rows):
+                return [emit_pair(b, *rows[i : i + 2]) for i in range(0, len(rows), 2)]
+
+            count = 2 * n if mixed and pairs_first else n
+            rows = [b.load(row(3, i), align=align) for i in range(count)]
+            if mixed and pairs_first:
+                rows = _transposed(b, paired(rows))
+            else:
+                rows = paired(_transposed(b, rows)) if mixed else _transposed(b, rows)
+            for i, value in enumerate(rows):
+                b.store(value, row(0, i), align=align)
+            return context.get_dummy_value()
+
+        return types.void(P, types.intp, types.intp, W, types.intp, types.intp), codegen
+
+    return turn
 
 
-@intrinsic
-def transpose_pairs(typingctx, P, p, j, i, A, m):
-    """Pack the pairs of ``A[2 * i : 2 * (i + n), m : m + n]`` from ``P[p, j, i]`` on.
-
-    There are n numbers in a vector.
-    """
-
-    def codegen(context, builder, signature, args):
-        b, n = builder, lanes("float32")
-        P, p, j, i, A, m = args
-        to, source = (
-            (context.make_array(signature.args[k])(context, b, value=args[k]))
-            for k in (0, 4)
-        )  # fmt: skip
-
-        def pointer(array, *places):
-            steps = cgutils.unpack_tuple(b, array.strides)
-            at = b.ptrtoint(array.data, p.type)
-            for place, step in zip(places, steps, strict=True):
-                at = b.add(at, b.mul(place, step))
-            kind = ir.VectorType(array.data.type.pointee, n)
-            return b.inttoptr(at, kind.as_pointer())
-
-        def at(first, k):
-            return b.add(first, ir.Constant(first.type, k))
-
-        twice = b.add(i, i)
-        rows = [b.load(pointer(source, at(twice, k), m), align=4) for k in range(2 * n)]
-        pairs = [emit_pair(b, *rows[k : k + 2]) for k in range(0, 2 * n, 2)]
-        for k, value in enumerate(_transposed(b, pairs)):
-            b.store(value, pointer(to, p, at(j, k), i), align=4)
-        return context.get_dummy_value()
-
-    return types.void(P, p, j, i, A, m), codegen
+_paired_then_turned, _turned_then_paired = _turner(True), _turner(False)
 
 
 def _transposed(builder, rows):

@@ -82,8 +82,7 @@ class TileEmitter(Emitter):
     Attributes
     ----------
     c, d, a, p : pointers to the first elements
-    ldc, ldd, step_m, step_k, p_step : elements between rows of C, rows of D, rows and columns of A,
-        and panels of P
+    ldc, ldd, lda, p_step : elements between rows of C, of D and of A, and between panels of P
     K, columns, add : the inner dimension, C's columns, and whether D is added
     """
 
@@ -94,4 +93,4 @@ class TileEmitter(Emitter):
         self.operand = ir.VectorType(operand, lanes)
         self.panel = vectors * lanes
         self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
-        self.step_m = self.step_k = self.p_step = self.K = self.columns = self.add = None
+        self.lda = self.p_step = self.K = self.columns = self.add = None
