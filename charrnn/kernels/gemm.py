@@ -22,7 +22,6 @@ from charrnn.kernels.pack import (
     pack,
     pack_rows,
     panel,
-    prefetch,
     round_rows,
     steps,
     steps_of,
@@ -241,7 +240,6 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
         room = 2 * K * width
         D_panels = scratch[:room].reshape(2, K, width)
         A_rows = scratch[room : room + tiles * most * K].reshape(tiles * most, K)
-        ahead = -(-DEPTH // max(1, tiles))
         newest = (R - 1) // DEPTH * DEPTH
         for r0 in range(newest, -1, -DEPTH):
             depth = min(DEPTH, R - r0)
@@ -251,12 +249,8 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
                 columns = _columns(c1 - j0, width, width)
                 P, n = D_panels[: -(-columns // width)], j0 + shift
                 pack(P, D[r0 : r0 + depth], n, n + columns)
-                next_r, next_j = (r0, j0 + columns) if j0 + columns < c1 else (r0 - DEPTH, c0)
-                last, next_j = min(next_r + DEPTH, R) if next_r >= 0 else next_r, next_j + shift
                 for i in range(tiles):
                     m = m0 + i * most
-                    for r in range(next_r + i * ahead, min(next_r + (i + 1) * ahead, last)):
-                        prefetch(D, r, next_j)
                     tile(
                         code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, i * most * K,
                         K, P, 0, K * width, steps_of(scratch, depth), min(most, m1 - m), columns,

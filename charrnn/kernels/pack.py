@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic, overload
 
 from charrnn.kernels import amx
@@ -397,28 +397,3 @@ def _transposed(builder, rows):
                 rows[i + step] = builder.shuffle_vector(*pair, high)
         step *= 2
     return rows
-
-
-def prefetch(D, r, c):
-    """Ask for a panel's width of D's row r from column c on."""
-
-
-@overload(prefetch)
-def _prefetch(D, r, c):
-    return lambda D, r, c: _prefetch_line(D, r * D.strides[0] + c * D.strides[1])
-
-
-@intrinsic
-def _prefetch_line(typingctx, D, offset):
-    def codegen(context, builder, signature, args):
-        data = context.make_array(signature.args[0])(context, builder, value=args[0]).data
-        number, byte = ir.IntType(32), ir.PointerType(ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [byte] + [number] * 3)
-        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        pointer = builder.gep(builder.bitcast(data, byte), [args[1]])
-        for line in range(0, VECTORS * VECTOR_BITS // 8, LINE_BYTES):
-            at = builder.gep(pointer, [ir.Constant(ir.IntType(64), line)])
-            builder.call(call, [at, *(ir.Constant(number, n) for n in (0, 3, 1))])
-        return context.get_dummy_value()
-
-    return types.void(D, types.intp), codegen
