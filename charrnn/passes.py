@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from charrnn.model import Model
 
-BLOCK = 1 << 20
+BLOCK = 1 << 21
 """Logits that exist at a time, about; a whole window of a small vocabulary is less than that."""
 
 SMALL = 1 << 22

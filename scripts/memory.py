@@ -25,7 +25,7 @@ TEXT = 200_000
 BASE = 161.0
 """MB of Python, NumPy, Numba with LLVM, the loaded kernels and a text of `TEXT` characters."""
 
-LOGITS = 1 << 20
+LOGITS = 1 << 21
 """Logits that exist at a time, about."""
 
 VAL_SHARE = 0.1

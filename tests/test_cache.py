@@ -17,6 +17,7 @@ from support import run_python
 from charrnn import cache, compiling
 from charrnn.config import CELLS
 from charrnn.kernels import jit, update
+from charrnn.kernels.tile import tile_for
 
 compiler_only = pytest.mark.skipif(jit.CACHE_FOLDER is None, reason="there is no cache to test")
 
@@ -54,6 +55,15 @@ print(json.dumps([jit.compiled, x.tolist()]))
 
 def run(code: str, folder: Path, **environment: str) -> Any:
     return json.loads(run_python(code, CHARRNN_CACHE_DIR=str(folder), **environment))
+
+
+@compiler_only
+def test_the_tile_is_kept_without_what_others_would_link() -> None:
+    tile = tile_for("float32")
+    assert tile.address()  # loaded or compiled: found by its name
+    module = tile.kernel.overloads[tile.signature].library._get_module_for_linking()
+    assert not [*module.functions]
+    assert len([*module.global_variables]) == 2
 
 
 @compiler_only

@@ -35,7 +35,7 @@ WIDEST = 512
 """Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
 NONE, ROW, MATRIX = range(3)
 """What `gemm` adds to its product."""
-DEEP = 2048
+DEEP = 1024
 """Most rows of a panel that `gemm` takes at a time: more would outgrow the second cache."""
 NEAR = 1 << 18
 """Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
@@ -174,7 +174,7 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
-    together = max(1, NEAR // max(1, M * K * A.itemsize))
+    together = max(1, NEAR // max(1, M * min(K, DEEP) * A.itemsize))
     for t0 in range(0, T, together):
         for i in range(groups):
             j0 = (groups - 1 - i if turn % 2 else i) * group

@@ -290,6 +290,8 @@ class _Cache(caching.FunctionCache):
     """Numba's cache with our files; one that cannot be read or written is no cache."""
 
     _impl_class = _CacheImpl
+    by_address = False
+    """Whether nobody links the kernel, because all call it at its address: see `Code`."""
 
     def __init__(self, py_func: Any) -> None:
         super().__init__(py_func)
@@ -312,12 +314,25 @@ class _Cache(caching.FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         if CACHE_FOLDER is not None:
             with contextlib.suppress(Exception):  # a full disk, a folder that is gone
+                if self.by_address:
+                    _keep_names_only(data)
                 super().save_overload(sig, data)
 
     def has(self, sig: Any) -> bool:
         """Whether there is a file for this signature, and it is whole."""
         key = self._index_key(sig, cpu_target.target_context.codegen())
         return CACHE_FOLDER is not None and self._cache_file.read(key) is not None
+
+
+def _keep_names_only(result: Any) -> None:
+    """Take from a compiled kernel what others would link: the next process need not read it.
+
+    It is the kernel's IR: the tile's takes 11 ms and 5 MB. The library's names stay, because code
+    is found by them; they are not those of functions any more, so that to link them is an error.
+    """
+    names = result.fndesc.llvm_func_name, result.fndesc.llvm_cpython_wrapper_name
+    names_only = "\n".join(f"@{name} = constant i8 0" for name in names)
+    result.library._shared_module = binding.parse_assembly(names_only)
 
 
 class Code(NamedTuple):
@@ -336,14 +351,18 @@ class Code(NamedTuple):
         return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
 
 
-def kernel(function: F) -> F:
-    """Compile ``function`` at its first call with the policy of this module."""
+def kernel(function: F, by_address: bool = False) -> F:
+    """Compile ``function`` at its first call with the policy of this module.
+
+    Is it only called ``by_address``, see `Code`, then less of it is kept.
+    """
     if config.DISABLE_JIT:
         return function
     dispatcher = numba.njit(
         nogil=True, fastmath=FAST_MATH, error_model="numpy", no_cfunc_wrapper=True
     )(function)
     dispatcher._cache = _Cache(function)
+    dispatcher._cache.by_address = by_address
     dispatcher._can_compile = True
     return dispatcher
 

@@ -8,6 +8,7 @@ So no result depends on how rows and columns fall into tiles.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -60,7 +61,7 @@ def most_rows(operands: Any) -> int:
     return amx.ROWS if HAS_AMX and str(operands) in ("bfloat16", "uint32") else ROWS
 
 
-@kernel
+@partial(kernel, by_address=True)
 def tile_code(
     scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add
 ):  # fmt: skip
