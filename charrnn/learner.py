@@ -21,7 +21,7 @@ from charrnn.kernels import jit
 from charrnn.kernels.program import code
 from charrnn.model import Model
 from charrnn.optim import Clipping, Optimizer
-from charrnn.passes import Inputs, Pass
+from charrnn.passes import Inputs, Pass, by_units
 from charrnn.sliding import Sliding
 from charrnn.truncation import Ids, Piece, Plan
 
@@ -52,6 +52,10 @@ class Learner:
         if data.bptt == "sliding":
             return Sliding(self.model, T, B, dropout, *data.look_back)
         return recompute.train_pass(self.model, T, B, dropout, data.recompute)
+
+    def by_units(self, threads: int) -> bool | None:
+        """Whether so many would share units by themselves, see `charrnn.passes.by_units`."""
+        return by_units(self.model, self._batch_size, threads)
 
     # -- a step ---------------------------------------------------------------------------------
 

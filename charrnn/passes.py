@@ -73,6 +73,15 @@ def merged(*phases: Phase) -> Phase:
     return [[*chain(*items)] for items in zip_longest(*phases, fillvalue=())]
 
 
+def by_units(model: Model, B: int, threads: int) -> bool | None:
+    """Whether threads had best share a layer's units rather than B rows; None: they cannot."""
+    H, operands = model.config.hidden_size, model.operands
+    size = model.cell.gates * H * steps(H, operands) * operand(operands).itemsize
+    if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
+        return None
+    return size >= UNITS or FEW * threads > B
+
+
 class Block:
     """A run of time steps whose logits exist at the same time."""
 
@@ -94,7 +103,7 @@ class Inputs(ABC):
     losses : (T, B) nats of the targets
     total : (1,), their sum
     first : the step from which on there are losses
-    threads : of the team's, how many share the work
+    threads, contrary : of the team's, how many share the work, and whether the other way
     ways : (T, B), see `charrnn.cells.base`
     """
 
@@ -102,7 +111,7 @@ class Inputs(ABC):
 
     def __init__(self, model: Model, T: int, B: int, dropout: float, first: int = 0) -> None:
         self.model, self.dropout, self.first = model, dropout, first
-        self.threads = model.team.size
+        self.threads, self.contrary = model.team.way
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
@@ -110,7 +119,7 @@ class Inputs(ABC):
         self.count = (T - first) * B
         self.scale = np.full(1, 1 / self.count, dtype)
         self.total = np.zeros(1)
-        self.shorter: dict[tuple[int, int, int], Self] = {}
+        self.shorter: dict[tuple[int, int, tuple[int, bool]], Self] = {}
 
     def load(
         self, ids: np.ndarray, targets: np.ndarray | None = None, weight: float = 1.0,
@@ -157,10 +166,10 @@ class Inputs(ABC):
     def of_length(self, T: int, new: int | None = None) -> Self:
         """This pass, or a shorter one on the same arrays; its ``new`` last steps have losses.
 
-        It is for as many threads as the team has now.
+        It is for as many threads as the team has now, and for its way of sharing work.
         """
-        key = T, 0 if new is None else T - new, self.model.team.size
-        if (len(self.ids), self.first, self.threads) == key:
+        key = T, 0 if new is None else T - new, self.model.team.way
+        if (len(self.ids), self.first, (self.threads, self.contrary)) == key:
             return self
         if key not in self.shorter:
             self.shorter[key] = self._shortened(*key[:2])
@@ -224,11 +233,12 @@ class Pass(Inputs):
             self._make_weights()
 
     def _by_units(self, B: int) -> bool:
-        """Whether threads share the units of a layer rather than the rows of the batch."""
-        cell, H, operands = self.model.cell, self.model.config.hidden_size, self.model.operands
-        size = cell.gates * H * steps(H, operands) * operand(operands).itemsize
-        least = UNITS_OF_FEW if FEW * self.parts > B else UNITS
-        return COMPILED and size >= least and panels(H, operands) >= self.parts > 1
+        """Whether threads share the units of a layer rather than the rows of the batch.
+
+        The other way has been found by training steps, so it holds for these.
+        """
+        rule = by_units(self.model, B, self.parts)
+        return rule is not None and rule != (self.contrary and self.training)
 
     # -- call lists -----------------------------------------------------------------------------
 

@@ -111,6 +111,10 @@ class Team:
 
     Programs are for as many threads as the team has when they are made. Who keeps some while the
     team is resized keeps some for every size.
+
+    Attributes
+    ----------
+    contrary : sizes at which training shares units where it would share rows, or the reverse
     """
 
     def __init__(self, size: int) -> None:
@@ -118,6 +122,7 @@ class Team:
         self.arrivals = aligned_zeros((8,), np.int64)  # each counter has a cache line of its own
         self._seats: dict[int, np.ndarray] = {}
         self._helpers: list[_Helper] = []
+        self.contrary: set[int] = set()
         self.resize(size)
 
     def resize(self, size: int) -> None:
@@ -126,6 +131,11 @@ class Team:
             raise ValueError(f"{size} of {self.most} threads")
         self.size = size
         self.seats = self._seats.setdefault(size, seats(size))
+
+    @property
+    def way(self) -> tuple[int, bool]:
+        """What a pass is made for: its threads, and whether they share work the other way."""
+        return self.size, self.size in self.contrary
 
     def parts(self, B: int, count: int, units: bool, code: Code) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.

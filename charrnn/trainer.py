@@ -34,7 +34,7 @@ from charrnn.saving import BEST, LAST, Saver, State, versions, way_back
 from charrnn.schedules import learning_rate
 from charrnn.threads import available
 from charrnn.truncation import Piece, Plan
-from charrnn.tuner import Tuner
+from charrnn.tuner import Tuner, sizes
 from charrnn.vocab import Vocabulary
 
 Event = dict[str, Any]
@@ -105,9 +105,9 @@ class Run:
         self.model = Model(config.model, text.vocabulary.size, most)
         self.plan = text.plan
         self.learner = Learner(self.model, config, self.plan)
-        self.tuner = Tuner(self.model.team)
-        if threads == "auto":
-            self.tuner.begin()
+        counts = sizes(most) if threads == "auto" else [most]
+        self.tuner = Tuner(self.model.team, counts, self.learner.by_units)
+        self.tuner.begin()
         self.total_steps = _total_steps(config, self.plan)
         self._interrupted = False
 

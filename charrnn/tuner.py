@@ -1,14 +1,17 @@
-"""How many threads are fastest: found among a run's own first steps, which count as any others.
+"""How many threads are fastest, and what they had best share: found among a run's own first steps.
 
-Counts take turns, downwards and upwards, and their medians decide. It begins with all threads and
-goes down until fewer are hopeless, after two turns, so that little is lost where a step takes
-seconds: what is lost most often are two steps of the next smaller count.
+These count as any others. Numbers of threads take turns, downwards and upwards, and their medians
+decide. It begins with all threads and goes down until fewer are hopeless, after two turns, so that
+little is lost where a step takes seconds: what is lost most often are two steps of the next smaller
+number. Then the best number shares a layer's units where it has shared the batch, or the reverse,
+in turn with the usual way.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 from charrnn.threads import Team
 
@@ -34,8 +37,24 @@ PAUSE, AGAIN, LONGER = 60.0, 100, 2
 steps, or so many times what the last one took, or so many times the last pause, if that is more."""
 
 
+CLEARLY = 1.015
+"""Times faster that the other way of sharing has to be."""
+
+
+class Way(NamedTuple):
+    """What takes turns: a number of threads, that share work the usual way or the other one."""
+
+    threads: int
+    contrary: bool = False
+
+
 class Tuner:
     """Resizes a team from step to step until it has found the fastest size, and now and then again.
+
+    Parameters
+    ----------
+    sizes : numbers of threads to choose from, in order
+    by_units : number of threads -> whether they would share units, None if they have no choice
 
     Attributes
     ----------
@@ -43,11 +62,13 @@ class Tuner:
     seconds : number of threads -> median time of a step, of all that the last search has tried
     """
 
-    def __init__(self, team: Team) -> None:
-        self.team = team
+    def __init__(
+        self, team: Team, sizes: list[int], by_units: Callable[[int], bool | None]
+    ) -> None:
+        self.team, self.sizes, self._by_units = team, sizes, by_units
         self.searching = False
         self.seconds: dict[int, float] = {}
-        self._size = team.most
+        self._found = Way(team.most)
         """What the last search has found."""
         self._spent = 0.0
         """Seconds of steps since the search, or the pause after it, began."""
@@ -57,10 +78,16 @@ class Tuner:
 
     def begin(self) -> None:
         """Search, if there is something to choose from."""
-        if self.team.most > 1:
-            self.searching, self.seconds, self._wanted = True, {}, True
+        if len(self.sizes) > 1 or self._by_units(self.sizes[-1]) is not None:
+            self.searching, self._wanted = True, True
             self._search = self._turns()
-            self.team.resize(next(self._search))
+            self._go(next(self._search))
+
+    def _go(self, way: Way) -> None:
+        """Let the team work this way from now on."""
+        change = self.team.contrary.add if way.contrary else self.team.contrary.discard
+        change(way.threads)
+        self.team.resize(way.threads)
 
     def stop(self) -> None:
         """Never search any more: the team stays as it is."""
@@ -74,57 +101,76 @@ class Tuner:
         self._spent += seconds
         if self.searching:
             try:
-                self.team.resize(self._search.send(seconds))
+                self._go(self._search.send(seconds))
             except StopIteration as end:
                 return self._end(end.value)
         elif self._wanted and self._spent > self._pause:
             self.begin()
         return None
 
-    def _end(self, left: list[int]) -> str | None:
-        """The search has ended with these sizes."""
+    def _end(self, found: Way) -> str | None:
+        """The search has ended and found this."""
         self._pause = max(PAUSE, AGAIN * self._spent, LONGER * self._pause)
         self._spent, self.searching = 0.0, False
-        bound, before = LEVEL * min(self.seconds[n] for n in left), self._size
-        self._size = max(n for n in left if self.seconds[n] <= bound)
-        self.team.resize(self._size)
-        if self._size == before:
-            return None
-        times = ", ".join(f"{milliseconds(s)} with {n}" for n, s in self.seconds.items())
-        return f"trains with {self._size} of {self.team.most} threads (ms a step: {times})"
+        before, self._found = self._found, found
+        self._go(found)
+        news = []
+        if found.threads != before.threads:
+            times = ", ".join(f"{milliseconds(s)} with {n}" for n, s in self.seconds.items())
+            text = f"trains with {found.threads} of {self.team.most} threads"
+            news.append(f"{text} (ms a step: {times})")
+        if found.contrary != before.contrary:
+            units = bool(self._by_units(found.threads)) != found.contrary
+            news.append(f"its threads share {'the units of a layer' if units else 'the batch'}")
+        return "; ".join(news) or None
 
-    def _turns(self) -> Generator[int, float, list[int]]:
-        """Yields the size for the next step and is sent its time; returns what may be the best."""
-        counts = sizes(self.team.most)
-        yield counts[-1]  # the first step of all also loads or compiles the kernels
+    def _turns(self) -> Generator[Way, float, Way]:
+        """Yields the way of the next step and is sent its time; returns the best."""
+        ways = [Way(n) for n in self.sizes]
+        yield ways[-1]  # the first step of all also loads or compiles the kernels
         self._spent = 0.0
-        usual = yield counts[-1]
-        turns: dict[int, list[float]] = {}
+        usual = yield ways[-1]
+        seconds, left = yield from self._compare(ways, usual)
+        self.seconds = {way.threads: taken for way, taken in seconds.items()}
+        bound = LEVEL * min(seconds[way] for way in left)
+        best = max(way for way in left if seconds[way] <= bound)
+        if self._by_units(best.threads) is None:
+            return best
+        other = best._replace(contrary=True)
+        seconds, _ = yield from self._compare([other, best], seconds[best])
+        return other if CLEARLY * seconds[other] < seconds[best] else best
+
+    def _compare(
+        self, ways: list[Way], usual: float
+    ) -> Generator[Way, float, tuple[dict[Way, float], list[Way]]]:
+        """Ways take turns, the last one first: their median times, and which may be the best."""
+        turns: dict[Way, list[float]] = {}
+        seconds: dict[Way, float] = {}
         for round in range(ROUNDS):
-            for n in counts if round % 2 else reversed(counts):
-                usual = yield from self._turn(n, usual)
-                bound = HOPELESS * min(self.seconds.values(), default=0)
+            for way in ways if round % 2 else reversed(ways):
+                usual = yield from self._turn(way, usual)
+                bound = HOPELESS * min(seconds.values(), default=0)
                 if round == 0 and usual > bound:  # the first one, or bad luck
-                    usual = min(usual, (yield from self._turn(n, usual)))
-                turns.setdefault(n, []).append(usual)
-                self.seconds[n] = statistics.median(turns[n])
+                    usual = min(usual, (yield from self._turn(way, usual)))
+                turns.setdefault(way, []).append(usual)
+                seconds[way] = statistics.median(turns[way])
                 if round == 0 and usual > bound > 0:
                     break
-            best = {n: min(times) for n, times in turns.items()}  # others may have had bad luck
+            best = {way: min(times) for way, times in turns.items()}  # others may have had bad luck
             limit = (SLOWER if round else HOPELESS) * min(best.values())
-            counts = [n for n in counts if n in best and best[n] <= limit]
-            if len(counts) == 1:
+            ways = [way for way in ways if way in best and best[way] <= limit]
+            if len(ways) == 1:
                 break
-        return counts
+        return seconds, ways
 
-    def _turn(self, n: int, usual: float) -> Generator[int, float, float]:
-        """Some steps of ``n`` threads; returns the median of their times."""
+    def _turn(self, way: Way, usual: float) -> Generator[Way, float, float]:
+        """Some steps made this way; returns the median of their times."""
         if usual >= SLOW:
-            return (yield n)
-        yield n
+            return (yield way)
+        yield way
         times: list[float] = []
         while len(times) < LEAST or (sum(times) < TURN and len(times) < STEPS):
-            times.append((yield n))
+            times.append((yield way))
         return statistics.median(times)
 
 

@@ -91,8 +91,12 @@ def phases(run: Any, step: Callable[[], int], turns: int) -> dict[str, float]:
 
     ``step`` is the trainer's own; it returns how many steps it has made in one go.
     """
-    program = run.learner.burst(run.learner.window).program
-    stamps, inside = Stamps(program), run.model.team.program(_loop_products(run))
+    while run.tuner.searching:
+        step()
+    longest = run.learner.window
+    window = longest.of_length(len(longest.ids))  # that is divided as the tuner has found best
+    program = run.learner.burst(window).program
+    stamps, inside = Stamps(program), run.model.team.program(_loop_products(window))
     seconds: list[float] = []  # of a round, of each burst
     walk = program.run
 
@@ -124,16 +128,16 @@ def phases(run: Any, step: Callable[[], int], turns: int) -> dict[str, float]:
     return {name: 1e3 * median.get(name, 0.0) for name in COLUMNS} | {"step": 1e3 * taken}
 
 
-def _loop_products(run: Any) -> list[Any]:
+def _loop_products(train: Any) -> list[Any]:
     """Calls of the recurrent products of all layers alone, on the window's own arrays."""
-    items: list[Any] = [[] for _ in run.learner.window.shares]
-    for k, w in zip(run.learner.window.stack.k, run.learner.window.window.w, strict=True):
+    items: list[Any] = [[] for _ in train.shares]
+    for k, w in zip(train.stack.k, train.window.w, strict=True):
         h, dh, gates = w["h"][:-1], w["dh"], w["gates"]
         for name in (n for n in k if n.startswith("Wh") and n + "T" in k):
             back = k[name + "T"]
             N = back.shape[1] * (1 if back.dtype == h.dtype else 2)  # pairs of bfloat16
             bias = np.zeros(N, h.dtype)
-            for item, part in zip(items, run.learner.window.shares, strict=True):
+            for item, part in zip(items, train.shares, strict=True):
                 item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, part.code)))
                 item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, part.code)))
     return items

@@ -190,6 +190,30 @@ def test_who_shares_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parties(1) == 1
 
 
+@pytest.mark.parametrize("rows", (1, 7, 8))
+def test_the_other_way_of_sharing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass for it is another one, on the same arrays, with the same bits."""
+    monkeypatch.setattr(passes, "UNITS_OF_FEW", 1)
+    model = networks.make("lstm", dtype="float32", threads=2, hidden_size=2 * panel("float32"))
+    data = networks.window(model, 3, rows)
+    loss, run = networks.train(model, data)
+    usual = networks.weight_gradients(run)
+    model.team.contrary.add(2)
+    other = run.of_length(3)
+    assert other is not run and other.of_length(3) is other
+    parties = {int(x.shares[0].seat[PARTIES]) for x in (run, other) if isinstance(x, Pass)}
+    assert parties == {1, 2}
+    other.load(data.ids, data.targets)
+    other.set_state(data.state)
+    assert other.run_gradients() == loss
+    assert_same_bits(networks.weight_gradients(other), usual)
+    parties = {int(Pass(model, 3, rows, "forward").shares[0].seat[PARTIES])}
+    assert parties == {2 if rows < 8 else 1}  # only training has it
+    model.team.contrary.clear()
+    assert other.of_length(3) is not other
+    model.team.close()
+
+
 def test_small_windows_stay_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     shared = training_bits("lstm", 3, (3, 7), **FULL)
     monkeypatch.setattr(passes, "SMALL", 1 << 22)

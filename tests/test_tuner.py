@@ -18,7 +18,7 @@ class Steps:
 
     def __init__(self, most: int, time: Time) -> None:
         self.time, self.made, self.notes = time, list[int](), list[str]()
-        self.tuner = Tuner(Team(most))
+        self.tuner = Tuner(Team(most), sizes(most), lambda n: None)
         self.tuner.begin()
 
     def step(self) -> None:
@@ -140,11 +140,42 @@ def test_it_searches_again_now_and_then() -> None:
     assert not found.tuner.searching
 
 
+@pytest.mark.parametrize("most", (1, 2, 8))
+@pytest.mark.parametrize("rule", (False, True), ids=("rows", "units"))
+@pytest.mark.parametrize("factor", (0.5, 0.97, 0.995, 1.0, 1.2, 5.0))
+def test_the_other_way_of_sharing(factor: float, rule: bool, most: int) -> None:
+    """A step the other way takes ``factor`` times as long; numbers of threads are fixed or not."""
+    for counts in ([most], sizes(most)):
+        team = Team(most)
+        tuner = Tuner(team, counts, lambda n: rule if n > 1 else None)
+        notes: list[str | None] = []
+        for again in range(2):
+            tuner.begin()
+            while tuner.searching:
+                threads, contrary = team.way
+                notes.append(tuner.took(0.1 / threads * (factor if contrary else 1)))
+            assert team.way == (most, most > 1 and factor < 0.98), again
+        wanted = f"its threads share {'the batch' if rule else 'the units of a layer'}"
+        assert [note for note in notes if note] == ([wanted] if team.contrary else [])
+
+
+def test_the_usual_way_comes_back() -> None:
+    team, factor = Team(2), 0.5
+    tuner = Tuner(team, [2], lambda n: False)
+    notes: list[str | None] = []
+    for factor in (0.5, 2.0):
+        tuner.begin()
+        while tuner.searching:
+            notes.append(tuner.took(0.1 * (factor if team.way[1] else 1)))
+    words = [note.removeprefix("its threads share ") for note in notes if note]
+    assert words == ["the units of a layer", "the batch"] and team.way == (2, False)
+
+
 def test_nothing_to_choose_from() -> None:
-    tuner = Tuner(Team(1))
+    tuner = Tuner(Team(1), [1], lambda n: None)
     tuner.begin()
     assert not tuner.searching and tuner.took(1.0) is None
-    tuner = Tuner(Team(3))  # never asked to begin
+    tuner = Tuner(Team(3), sizes(3), lambda n: None)  # never asked to begin
     assert [tuner.took(100.0) for _ in range(10)] == [None] * 10
     assert tuner.team.size == 3 and not tuner.searching
 
