@@ -90,6 +90,7 @@ class Ours:
         """Characters per second, as soon as the run has found how to share its work."""
         while self.run.tuner.searching:
             self.step()
+        self.run.tuner.stop()
         return self.task.rate(self.step, seconds)
 
     def window_loss(self) -> float:

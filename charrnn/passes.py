@@ -35,7 +35,7 @@ from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import most_rows, tile_for
 from charrnn.stack import LINE, Window
-from charrnn.threads import Item, Phase, Program, share
+from charrnn.threads import Item, Phase, Program, Way, share
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,7 +103,7 @@ class Inputs(ABC):
     losses : (T, B) nats of the targets
     total : (1,), their sum
     first : the step from which on there are losses
-    threads, contrary : of the team's, how many share the work, and whether the other way
+    way, threads : of the team, when this was made
     ways : (T, B), see `charrnn.cells.base`
     """
 
@@ -111,7 +111,8 @@ class Inputs(ABC):
 
     def __init__(self, model: Model, T: int, B: int, dropout: float, first: int = 0) -> None:
         self.model, self.dropout, self.first = model, dropout, first
-        self.threads, self.contrary = model.team.way
+        self.way = model.team.way
+        self.threads = self.way.threads
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
@@ -119,7 +120,7 @@ class Inputs(ABC):
         self.count = (T - first) * B
         self.scale = np.full(1, 1 / self.count, dtype)
         self.total = np.zeros(1)
-        self.shorter: dict[tuple[int, int, tuple[int, bool]], Self] = {}
+        self.shorter: dict[tuple[int, int, Way], Self] = {}
 
     def load(
         self, ids: np.ndarray, targets: np.ndarray | None = None, weight: float = 1.0,
@@ -169,7 +170,7 @@ class Inputs(ABC):
         It is for as many threads as the team has now, and for its way of sharing work.
         """
         key = T, 0 if new is None else T - new, self.model.team.way
-        if (len(self.ids), self.first, (self.threads, self.contrary)) == key:
+        if (len(self.ids), self.first, self.way) == key:
             return self
         if key not in self.shorter:
             self.shorter[key] = self._shortened(*key[:2])
@@ -238,7 +239,7 @@ class Pass(Inputs):
         The other way has been found by training steps, so it holds for these.
         """
         rule = by_units(self.model, B, self.parts)
-        return rule is not None and rule != (self.contrary and self.training)
+        return rule is not None and rule != (self.way.contrary and self.training)
 
     # -- call lists -----------------------------------------------------------------------------
 

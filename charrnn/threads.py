@@ -106,6 +106,13 @@ def memory() -> float:
         return math.inf
 
 
+class Way(NamedTuple):
+    """A number of threads that share work in the usual way, or contrary to it: see `Team`."""
+
+    threads: int
+    contrary: bool = False
+
+
 class Team:
     """``size`` threads, the caller's included. The others start with the first shared work.
 
@@ -133,9 +140,9 @@ class Team:
         self.seats = self._seats.setdefault(size, seats(size))
 
     @property
-    def way(self) -> tuple[int, bool]:
-        """What a pass is made for: its threads, and whether they share work the other way."""
-        return self.size, self.size in self.contrary
+    def way(self) -> Way:
+        """The way it works now."""
+        return Way(self.size, self.size in self.contrary)
 
     def parts(self, B: int, count: int, units: bool, code: Code) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.

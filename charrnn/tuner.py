@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Generator
-from typing import NamedTuple
 
-from charrnn.threads import Team
+from charrnn.threads import Team, Way
 
 ALL = 8
 """Up to here every number of threads is tried, then the powers of two and all there are."""
@@ -41,15 +40,8 @@ CLEARLY = 1.015
 """Times faster that the other way of sharing has to be."""
 
 
-class Way(NamedTuple):
-    """What takes turns: a number of threads, that share work the usual way or the other one."""
-
-    threads: int
-    contrary: bool = False
-
-
 class Tuner:
-    """Resizes a team from step to step until it has found the fastest size, and now and then again.
+    """Changes a team from step to step until it has found the fastest way, and now and then again.
 
     Parameters
     ----------
@@ -96,7 +88,7 @@ class Tuner:
     def took(self, seconds: float) -> str | None:
         """Hear how long the step took that was made with the team as it is.
 
-        Returns what to tell a person when it has found another size than before.
+        Returns what to tell a person when it has found another way than before.
         """
         self._spent += seconds
         if self.searching:
