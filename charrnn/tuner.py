@@ -113,7 +113,8 @@ class Tuner:
             news.append(f"{text} (ms a step: {times})")
         if found.contrary != before.contrary:
             units = bool(self._by_units(found.threads)) != found.contrary
-            news.append(f"its threads share {'the units of a layer' if units else 'the batch'}")
+            shared = ("a layer's units", "the batch")[:: 1 if units else -1]
+            news.append(f"its threads share {shared[0]}, not {shared[1]}: faster here")
         return "; ".join(news) or None
 
     def _turns(self) -> Generator[Way, float, Way]:
