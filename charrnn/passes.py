@@ -74,7 +74,7 @@ def merged(*phases: Phase) -> Phase:
 
 
 def by_units(model: Model, B: int, threads: int) -> bool | None:
-    """Whether threads had best share a layer's units rather than B rows; None: they cannot."""
+    """Whether threads share a layer's units rather than B rows; None: it is too small for that."""
     H, operands = model.config.hidden_size, model.operands
     size = model.cell.gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:

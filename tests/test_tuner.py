@@ -161,7 +161,7 @@ def test_the_other_way_of_sharing(factor: float, rule: bool, most: int) -> None:
 
 
 def test_the_usual_way_comes_back() -> None:
-    team, factor = Team(2), 0.5
+    team = Team(2)
     tuner = Tuner(team, [2], lambda n: False)
     notes: list[str | None] = []
     for factor in (0.5, 2.0):
