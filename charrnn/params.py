@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from charrnn.kernels.pack import LINE_BYTES, aligned_zeros
+from charrnn.kernels.jit import LINE_BYTES
+from charrnn.kernels.pack import aligned_zeros
 
 BY_COLUMNS = {"head.Wy"}
 """Matrices whose columns are contiguous: what makes their gradients' products cheap."""

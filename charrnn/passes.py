@@ -34,8 +34,8 @@ from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import most_rows, tile_for
-from charrnn.stack import LINE, Window
-from charrnn.threads import Item, Phase, Program, Way, share
+from charrnn.stack import Window
+from charrnn.threads import LINE, Item, Phase, Program, Way, share
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -282,7 +282,7 @@ class Pass(Inputs):
             for part in range(self.parts):
                 c0, c1 = share(self.model.vocab_size, part, self.parts, LINE)
                 bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
-                calls = self._product_calls(product, part, again)
+                calls = self._product_calls(product, slice(0, len(product.inputs)), part, again)
                 block.weights.append([*calls, bias])
         return block
 
@@ -301,15 +301,16 @@ class Pass(Inputs):
                     block = slice(r0, min(r0 + DEPTH, R))
                     again = self.chained or block.stop < R
                     calls += self.window.sums(i, block, again, part, self.parts)
-                    for product in self.window.products(i, block):
-                        calls += self._product_calls(product, part, again)
+                    for product in self.window.products(i):
+                        calls += self._product_calls(product, block, part, again)
                 calls += self.window.sums_of_all(i, part, self.parts)
             self.weights.append(calls)
 
-    def _product_calls(self, product: Product, part: int, again: bool) -> list[Call]:
-        """One part of a weight's gradient: a share of its columns, or of its rows if narrow.
+    def _product_calls(self, product: Product, block: slice, part: int, again: bool) -> list[Call]:
+        """What a block of rows adds to one part of a weight's gradient.
 
-        What is not shared is packed by all threads.
+        A part is a share of its columns, or of its rows if narrow. What is not shared is packed by
+        all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
         m0, m1, c0, c1 = 0, len(gradient), first, last
@@ -322,7 +323,7 @@ class Pass(Inputs):
             m0, m1 = share(len(gradient), part, self.parts, most_rows(self.model.operands))
         if m0 == m1 or c0 == c1:
             return []
-        arrays, count = (gradient, inputs, dgates), -(-(m1 - m0) // WIDEST)
+        arrays, count = (gradient, inputs, dgates, block.start, block.stop), -(-(m1 - m0) // WIDEST)
         more = c0, c1, shift, self.model.scratch[part], again, self.code
         pieces = [share(m1 - m0, i, count, most_rows(self.model.operands)) for i in range(count)]
         return [(weight_product, (*arrays, m0 + i0, m0 + i1, *more)) for i0, i1 in pieces]

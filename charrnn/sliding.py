@@ -20,8 +20,8 @@ from charrnn.cells.base import Call, rows
 from charrnn.kernels.dropout import clear
 from charrnn.kernels.groups import give_back, take
 from charrnn.passes import Pass
-from charrnn.stack import LINE, Window
-from charrnn.threads import Item, Phase, share
+from charrnn.stack import Window
+from charrnn.threads import LINE, Item, Phase, share
 
 if TYPE_CHECKING:
     from charrnn.model import Model

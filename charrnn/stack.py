@@ -31,10 +31,8 @@ from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.pack import aligned_zeros, pack, pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.params import Params
-from charrnn.threads import Part, Phase, Program, share
+from charrnn.threads import LINE, Part, Phase, Program, share
 
-LINE = 16
-"""Columns that one thread takes at the least: a cache line of float32."""
 NO_IDS = np.empty((0, 0), np.int32)
 SMALL = 1 << 17
 """Weights that one thread packs alone."""
@@ -218,29 +216,32 @@ class Window:
                     calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))
         return calls
 
-    def products(self, i: int, block: slice) -> list[Product]:
-        """What a block of rows adds to the gradients of layer ``i``'s matrices."""
+    def products(self, i: int) -> list[Product]:
+        """The gradients of layer ``i``'s matrices."""
         stack, g, w = self.stack, self.stack.g[i], self.results[i]
         found = stack.cell.weight_products(g, w)
         if not stack.reads_ids(i):
             found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
-        return [p._replace(inputs=p.inputs[block], dgates=p.dgates[block]) for p in found]
+        return found
 
     def sums(self, i: int, block: slice, again: bool, part: int, parts: int) -> list[Call]:
-        """What a block of rows gives, or adds, to layer ``i``'s bias, or to Wx of characters.
+        """What a block of rows gives, or adds, to the gradients of layer ``i`` that are sums.
 
-        This part of it is cut by columns.
+        These are the bias, or Wx of characters, and the cell's own; this part is cut by columns.
         """
-        g, gates = self.stack.g[i], rows(self.results[i]["gates"])[block]
-        c0, c1 = share(g["b"].size, part, parts, LINE)
+        g, cell = self.stack.g[i], self.stack.cell
+        left = {name: rows(self.results[i][name])[None, block] for name in cell.leaves}
+        gates, (c0, c1) = rows(left["gates"]), share(g["b"].size, part, parts, LINE)
         if self.stack.reads_ids(i):
-            return [(scatter, (g["Wx"], self.ids.reshape(-1)[block], gates, c0, c1, again))]
-        return [(column_sums, (g["b"], gates, c0, c1, 0, again))]
+            call: Call = scatter, (g["Wx"], self.ids.reshape(-1)[block], gates, c0, c1, again)
+        else:
+            call = column_sums, (g["b"], gates, c0, c1, 0, again)
+        return [call, *cell.reductions(g, left, again, part, parts)]
 
     def sums_of_all(self, i: int, part: int, parts: int) -> list[Call]:
-        """Layer ``i``'s other gradients; what is cut is cut by columns."""
+        """Those that take all rows at once, also cut by columns."""
         stack, g, again = self.stack, self.stack.g[i], self.chained
-        calls = stack.cell.reductions(g, self.results[i], again) if part == 0 else []
+        calls: list[Call] = []
         if stack.reads_ids(i):
             # Each row reads one character, so the bias's gradient is the sum over characters.
             columns = share(g["b"].size, part, parts, LINE)

@@ -25,6 +25,8 @@ from charrnn.kernels.pack import aligned_zeros
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
 
+LINE = 16
+"""Columns that one thread takes at the least: a cache line of float32."""
 MEMBERSHIP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 Item = Sequence[Call]

@@ -57,13 +57,13 @@ def assembly(
     """A function that is one tile."""
     pointers = [ir.PointerType(kind) for kind in (scalar, scalar, operand, operand)]
     index = ir.IntType(64)
-    kinds = [*pointers, *[index] * 7, ir.IntType(1)]
+    kinds = [*pointers, *[index] * 7, ir.IntType(1), tile.BYTES, index]
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     made = kind(builder, scalar, operand, lanes, tile.VECTORS)
     made.c, made.d, made.a, made.p, made.ldc, made.ldd, made.lda = function.args[:7]
-    made.p_step, made.K, rows, made.columns, made.add = function.args[7:]
+    made.p_step, made.K, rows, made.columns, made.add, made.next, made.pace = function.args[7:]
     made.emit(rows)
     builder.ret_void()
     triple, _, _, features = PROCESSORS[processor]
@@ -97,6 +97,18 @@ def test_inner_loops_stay_in_registers(target: str) -> None:
         wanted = {m * v for m in range(1, tile.ROWS + 1) for v in tails}
         wanted |= {m * tile.VECTORS * together(m) for m in range(1, tile.ROWS + 1)}
         assert wanted <= counts  # all of them have been seen
+
+
+def test_long_loops_ask_for_what_comes_next(target: str) -> None:
+    most = tile.ROWS * tile.VECTORS * tile.UNROLLED
+    loops = inner_loops(
+        assembly(target, ir.FloatType(), ir.FloatType(), PROCESSORS[target][1] // 32)
+    )
+    for body in loops:
+        multiplies = sum(bool(MULTIPLY.search(line)) for line in body)
+        asks = sum(bool(re.search(r"\sprefetcht1\s|\sprfm\s+pldl2keep", line)) for line in body)
+        if tile.UNROLLED > 1 and multiplies == most:
+            assert asks == tile.ASKED, "\n".join(body)
 
 
 def test_pairs_of_bfloat16(target: str, monkeypatch: pytest.MonkeyPatch) -> None:

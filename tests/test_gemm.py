@@ -13,12 +13,34 @@ import pytest
 from support import Guards, equal, relative_error, same_bits
 
 from charrnn.kernels.bfloat16 import unpaired
-from charrnn.kernels.gemm import DEEP, DEPTH, NEAR, ROWS, gemm, halves, scratch_size, weight_product
-from charrnn.kernels.jit import FAST_MATH
-from charrnn.kernels.pack import operand, pack, pack_t, packed, panel, panels, round_rows, steps
+from charrnn.kernels.gemm import (
+    DEEP,
+    DEPTH,
+    NEAR,
+    ROWS,
+    _ahead,
+    _coming,
+    _piece,
+    gemm,
+    halves,
+    scratch_size,
+    weight_product,
+)
+from charrnn.kernels.jit import FAST_MATH, LINE_BYTES
+from charrnn.kernels.pack import (
+    aligned_zeros,
+    operand,
+    pack,
+    pack_t,
+    packed,
+    panel,
+    panels,
+    round_rows,
+    steps,
+)
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, project
-from charrnn.kernels.tile import VECTORS, tile_for
+from charrnn.kernels.tile import ASKED, UNROLLED, VECTORS, tile_for
 
 each_dtype = pytest.mark.parametrize(
     "dtype",
@@ -329,39 +351,85 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
                     before = C.copy()
                     weight_product(
-                        C,
-                        A,
-                        D,
-                        m0,
-                        m1,
-                        c0,
-                        c1,
-                        shift,
-                        scratch,
-                        accumulate,
+                        C, A, D, 0, rows, m0, m1, c0, c1, shift, scratch, accumulate,
                         tile_for(dtype).address(),
-                    )
+                    )  # fmt: skip
                     before[m0:m1, c0:c1] = C[m0:m1, c0:c1]
                     assert same_bits(C, before)  # nothing else has changed
             assert equal(C, want), (rows, k, n, shift)
 
 
+def asked(first: int, pace: int, turns: int) -> set[int]:
+    """The lines that a tile asks for."""
+    starts = (first + turn * pace for turn in range(turns))
+    return {start // LINE_BYTES + i for start in starts for i in range(ASKED)}
+
+
+@compiled_only
+@pytest.mark.parametrize("turn", (0, 1))
+@pytest.mark.parametrize(("k", "across"), ((40, 3), (DEEP + 900, 1)))
+def test_a_piece_of_the_weights_is_asked_for_while_the_one_before_is_used(
+    k: int, across: int, turn: int
+) -> None:
+    width, groups, calls = panel("float32"), 3, 12
+    group, depths = across * width, -(-k // DEEP)
+    n = groups * group - 1
+    P = packed(k, n, "float32")
+    places: list[int] = []
+    for number in range(groups * depths):
+        j0, k0, columns, deep, p0 = _piece(P, n, group, groups, number, turn)
+        places.append(j0 // width * k + k0)
+        assert p0 == places[-1] * width and columns == min(group, n - j0)
+        turns = across * deep // UNROLLED
+        first, share, pace = _coming(P, n, group, groups, number, turn, calls, turns)
+        assert first == P.ctypes.data + p0 * P.itemsize
+        lines = set().union(*(asked(first + i * share, pace, turns) for i in range(calls)))
+        size = across * deep * width * P.itemsize
+        wanted = set(range(first // LINE_BYTES, (first + size) // LINE_BYTES))
+        assert wanted <= lines and len(lines - wanted) <= calls * ASKED
+    assert len(set(places)) == len(places)
+    assert places[::depths] == sorted(places[::depths], reverse=turn == 1)
+
+
+@compiled_only
+@pytest.mark.parametrize("rows", (1, 100, DEPTH))
+@pytest.mark.parametrize("columns", (16, 72))
+def test_the_last_tiles_of_a_block_ask_for_the_one_before(rows: int, columns: int) -> None:
+    turns, other = DEPTH // UNROLLED, aligned_zeros((16,), np.float32)
+    x = aligned_zeros((DEPTH, 160), np.float32)[:rows, 32 : 32 + columns]
+    lines: set[int] = set()
+    for left in range(100):
+        first, pace = _ahead(x, left, turns, other)
+        if pace == 0:
+            assert first == other.ctypes.data and len(lines) > 0
+        else:
+            lines |= asked(first, pace, turns)
+    starts = x.ctypes.data + np.arange(rows) * x.strides[0]
+    wanted = {start // LINE_BYTES + i for start in starts for i in range(-(-columns * 4 // 64))}
+    assert wanted <= lines
+    assert _ahead(x[:0], 0, turns, other) == (other.ctypes.data, 0)
+
+
 @compiled_only
 @each_dtype
 def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
-    """Several depths of scratch; and the bits do not depend on how C is shared out."""
+    """Several depths of scratch; bits depend neither on how C is shared out nor on calls."""
     rng, n, rows, k = np.random.default_rng(7), panel(dtype) + 9, 2 * DEPTH + 37, 21
     A, D = normal(rng, (rows, k), dtype), normal(rng, (rows, n), dtype)
-    scratch = room(guarded, k, dtype)
+    scratch, code = room(guarded, k, dtype), tile_for(dtype).address()
     results = []
     for cuts in ([0, n], [0, n - 5, n], [0, 1, 2, n - 3, n]):
         C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
-            weight_product(C, A, D, 0, k, c0, c1, 0, scratch, False, tile_for(dtype).address())
+            weight_product(C, A, D, 0, rows, 0, k, c0, c1, 0, scratch, False, code)
         results.append(C)
     C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
     for m0, m1 in ((0, 3), (3, 16), (16, k)):
-        weight_product(C, A, D, m0, m1, 0, n, 0, scratch, False, tile_for(dtype).address())
+        weight_product(C, A, D, 0, rows, m0, m1, 0, n, 0, scratch, False, code)
+    results.append(C)
+    C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
+    for r0, r1 in ((2 * DEPTH, rows), (DEPTH, 2 * DEPTH), (0, DEPTH)):
+        weight_product(C, A, D, r0, r1, 0, k, 0, n, 0, scratch, r1 < rows, code)
     results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
     exact = A.astype(np.float64).T @ D.astype(np.float64)

@@ -125,8 +125,13 @@ class Cell(ABC):
         T = len(w["gates"])
         return [whole(g["Wh"], rows(w["h"][:T]), rows(w["gates"]))]
 
-    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
-        """Calls for gradients that are neither products nor the bias ``b``; they may be added."""
+    def reductions(
+        self, g: Arrays, w: Arrays, accumulate: bool, part: int = 0, parts: int = 1
+    ) -> list[Call]:
+        """Calls for a part of the gradients ``g`` that are neither products nor the bias ``b``.
+
+        ``w`` has what `backward` left of some rows (1, R, .); the last ones come first.
+        """
         return []
 
     def kept(self, p: Arrays, w: Arrays) -> np.ndarray | None:

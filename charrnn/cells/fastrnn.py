@@ -116,8 +116,10 @@ class FastRNN(Cell):
     def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
         return np.abs(p["alpha"]) * (1 - gates**2)
 
-    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
-        return [(_add_up, (g["alpha"], g["beta"], w["sums"], accumulate))]
+    def reductions(
+        self, g: Arrays, w: Arrays, accumulate: bool, part: int = 0, parts: int = 1
+    ) -> list[Call]:
+        return [(_add_up, (g["alpha"], g["beta"], w["sums"], accumulate))][: part == 0]
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         return super().to_torch(p, gradients) | {"alpha": p["alpha"], "beta": p["beta"]}

@@ -20,6 +20,7 @@ from charrnn.kernels.gemm import gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
 from charrnn.kernels.softmax import column_sums
+from charrnn.threads import LINE, share
 
 
 @elementwise("r", "z", "n", "h1")
@@ -120,9 +121,12 @@ class GRU(Cell):
             Product(g["Wh"], h, gates, 2 * H, 3 * H, H),  # the columns of q
         ]
 
-    def reductions(self, g: Arrays, w: Arrays, accumulate: bool) -> list[Call]:
+    def reductions(
+        self, g: Arrays, w: Arrays, accumulate: bool, part: int = 0, parts: int = 1
+    ) -> list[Call]:
         H = len(g["Wh"])
-        return [(column_sums, (g["bhn"], rows(w["gates"]), 0, H, 3 * H, accumulate))]
+        c0, c1 = share(H, part, parts, LINE)
+        return [(column_sums, (g["bhn"], rows(w["gates"]), c0, c1, 3 * H, accumulate))]
 
     def to_torch(self, p: Arrays, gradients: bool = False) -> Arrays:
         H = len(p["Wh"])

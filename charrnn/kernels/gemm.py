@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import pairs, unpaired
-from charrnn.kernels.jit import kernel
+from charrnn.kernels.jit import LINE_BYTES, kernel
 from charrnn.kernels.pack import (
     pack,
     pack_rows,
@@ -26,7 +26,15 @@ from charrnn.kernels.pack import (
     steps,
     steps_of,
 )
-from charrnn.kernels.tile import ROWS, VECTORS, most_rows, tile, together
+from charrnn.kernels.tile import (
+    ASKED,
+    ROWS,
+    UNROLLED,
+    VECTORS,
+    most_rows,
+    tile,
+    together,
+)
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
@@ -62,15 +70,16 @@ def gemm(C, A, P, D, turn, half, code):
     C[...] = A @ W if D is None else D + A @ W
 
 
-def gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
-    """A weight gradient, or the part ``C[m0:m1, c0:c1]`` of it.
+def gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
+    """A weight gradient, or what the rows r0 <= r < r1 add to the part ``C[m0:m1, c0:c1]`` of it.
 
     ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
-    shift + N) with contiguous rows; R is all rows of a window. ``scratch`` has `scratch_size`
-    elements; if it holds pairs of bfloat16, A and D are rounded to such. Rows are added in blocks
-    of `DEPTH` from row 0, the last block first: the way back may come in several pieces.
+    shift + N) with contiguous rows. ``scratch`` has `scratch_size` elements; if it holds pairs of
+    bfloat16, A and D are rounded to such. Rows are added in blocks of `DEPTH` from row r0, the last
+    block first: the way back may come in several pieces. The end of a block asks for the D of the
+    one before.
     """
-    A, D = A[:, m0:m1], D[:, c0 + shift : c1 + shift]
+    A, D = A[r0:r1, m0:m1], D[r0:r1, c0 + shift : c1 + shift]
     if scratch.dtype == np.uint32:
         A, D = unpaired(pairs(A)), unpaired(pairs(D))
     product = A.T @ D
@@ -161,7 +170,8 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
 
     Some steps, whose A the second cache holds, go through all panels before the next ones do, the
     other way; some panels stay in it for all their rows, and each call of `tile` goes through
-    these. Rows are shared out evenly over the tiles, because one of few rows is slower.
+    these, while it asks for a share of those that come next. Rows are shared out evenly over the
+    tiles, because one of few rows is slower.
     """
     c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
     a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
@@ -175,30 +185,57 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
     together = max(1, NEAR // max(1, M * min(K, DEEP) * A.itemsize))
+    pieces = groups * -(-K // DEEP)
     for t0 in range(0, T, together):
-        for i in range(groups):
-            j0 = (groups - 1 - i if turn % 2 else i) * group
-            columns = _columns(N - j0, group, P.shape[2])
-            for k0 in range(0, K, DEEP):
-                p0, k = j0 // P.shape[2] * p_step + k0 * P.shape[2], min(DEEP, K - k0)
-                for t in range(t0, min(t0 + together, T)):
-                    m = 0
-                    for left in range(tiles, 0, -1):
-                        rows = min(-(-(M - m) // (left * grain)) * grain, M - m)
-                        a0 = t * a_step + m * a_row + k0
-                        c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
-                        if k0 == 0:
-                            tile(
-                                code, C, c0, c_row, D, d0, d_row, A, a0, a_row,
-                                P, p0, p_step, k, rows, columns, added != NONE,
-                            )  # fmt: skip
-                        else:
-                            tile(
-                                code, C, c0, c_row, C, c0, c_row, A, a0, a_row,
-                                P, p0, p_step, k, rows, columns, True,
-                            )  # fmt: skip
-                        m += rows
+        t1 = min(t0 + together, T)
+        for n in range(pieces):
+            j0, k0, columns, k, p0 = _piece(P, N, group, groups, n, turn)
+            next, share, pace = address(P), 0, 0
+            if n + 1 < pieces:
+                calls, turns = (t1 - t0) * tiles, -(-columns // P.shape[2]) * (k // UNROLLED)
+                next, share, pace = _coming(P, N, group, groups, n + 1, turn, calls, turns)
+            for t in range(t0, t1):
+                m = 0
+                for left in range(tiles, 0, -1):
+                    rows = min(-(-(M - m) // (left * grain)) * grain, M - m)
+                    a0 = t * a_step + m * a_row + k0
+                    c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
+                    if k0 == 0:
+                        tile(
+                            code, C, c0, c_row, D, d0, d_row, A, a0, a_row,
+                            P, p0, p_step, k, rows, columns, added != NONE, next, pace,
+                        )  # fmt: skip
+                    else:
+                        tile(
+                            code, C, c0, c_row, C, c0, c_row, A, a0, a_row,
+                            P, p0, p_step, k, rows, columns, True, next, pace,
+                        )  # fmt: skip
+                    m += rows
+                    next += share
         turn += 1
+
+
+@kernel
+def _piece(P, N, group, groups, n, turn):
+    """What `_product` takes of P at a time: first column and row, how many, and where it begins."""
+    K, width = P.shape[1], P.shape[2]
+    depths = -(-K // DEEP)
+    i, k0 = n // depths, n % depths * DEEP
+    j0 = (groups - 1 - i if turn % 2 else i) * group
+    return j0, k0, _columns(N - j0, group, width), min(DEEP, K - k0), (j0 // width * K + k0) * width
+
+
+@kernel
+def _coming(P, N, group, groups, n, turn, calls, turns):
+    """Where piece n begins, and how many bytes of it a call asks for, and a turn of its loop.
+
+    There are so many calls, of so many turns each, until it is needed.
+    """
+    _, _, columns, k, p0 = _piece(P, N, group, groups, n, turn)
+    size = -(-columns // P.shape[2]) * k * P.shape[2] * P.itemsize
+    share = -(-size // max(1, calls))
+    pace = min(-(-share // max(1, turns)), ASKED * LINE_BYTES)
+    return address(P) + p0 * P.itemsize, share, pace
 
 
 def rows_of(P):
@@ -230,31 +267,36 @@ def _columns(left, group, width):
 
 
 @overload(gemm_tn)
-def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
+def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
     width = panel(str(D.dtype))
 
-    def impl(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
+    def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
         ldc = C.strides[0] // C.itemsize
-        most, R, K = rows_of(scratch), A.shape[0], steps_of(scratch, DEPTH)
+        most, K = rows_of(scratch), steps_of(scratch, DEPTH)
         tiles = -(-(m1 - m0) // most)
         room = 2 * K * width
         D_panels = scratch[:room].reshape(2, K, width)
         A_rows = scratch[room : room + tiles * most * K].reshape(tiles * most, K)
-        newest = (R - 1) // DEPTH * DEPTH
-        for r0 in range(newest, -1, -DEPTH):
-            depth = min(DEPTH, R - r0)
-            pack_rows(A_rows, A[r0 : r0 + depth], m0, m1)
+        newest = r0 + (r1 - r0 - 1) // DEPTH * DEPTH
+        for r in range(newest, r0 - 1, -DEPTH):
+            depth = min(DEPTH, r1 - r)
+            k = steps_of(scratch, depth)
+            pack_rows(A_rows, A[r : r + depth], m0, m1)
+            before = D[max(0, r - DEPTH) : r, c0 + shift : c1 + shift]
+            left = tiles * -(-(c1 - c0 - width // VECTORS) // width)
             j0 = c0
             while j0 < c1:
                 columns = _columns(c1 - j0, width, width)
                 P, n = D_panels[: -(-columns // width)], j0 + shift
-                pack(P, D[r0 : r0 + depth], n, n + columns)
+                pack(P, D[r : r + depth], n, n + columns)
                 for i in range(tiles):
                     m = m0 + i * most
+                    left -= 1
+                    next, pace = _ahead(before, left, k // UNROLLED, P)
                     tile(
                         code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, i * most * K,
-                        K, P, 0, K * width, steps_of(scratch, depth), min(most, m1 - m), columns,
-                        accumulate or r0 < newest,
+                        K, P, 0, K * width, k, min(most, m1 - m), columns,
+                        accumulate or r < newest, next, pace,
                     )  # fmt: skip
                 j0 += columns
 
@@ -262,6 +304,21 @@ def _gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
 
 
 @kernel
-def weight_product(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code):
+def _ahead(x, left, turns, other):
+    """What a tile asks for of x (R, N), an `ASKED` lines' width of some rows, and their distance.
+
+    It has so many turns of its loop, and so many tiles are ``left``: the last ones ask, because
+    what comes too early has left the cache again. The others ask for ``other``, which is near.
+    """
+    width = ASKED * LINE_BYTES
+    down, across = -(-x.shape[0] // max(1, turns)), -(-x.shape[1] * x.itemsize // width)
+    if left < 0 or left >= down * across:
+        return address(other), 0
+    first = left % down * turns * x.strides[0] + left // down * width
+    return address(x) + first, x.strides[0]
+
+
+@kernel
+def weight_product(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
     """`gemm_tn` as a kernel of its own."""
-    gemm_tn(C, A, D, m0, m1, c0, c1, shift, scratch, accumulate, code)
+    gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code)

@@ -102,6 +102,8 @@ def _may_use_amx() -> bool:
 
 VECTOR_BITS = 128 if config.DISABLE_JIT else _vector_bits()
 VECTOR_REGISTERS = 32 if VECTOR_BITS == 512 or platform.machine() in ("arm64", "aarch64") else 16
+LINE_BYTES = 64
+"""Bytes of a cache line, and of the largest vector."""
 PROCESSOR = cpu_target.target_context.codegen().magic_tuple()[1]
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 HAS_BF16 = VECTOR_BITS == 512 and "+avx512bf16" in FEATURES

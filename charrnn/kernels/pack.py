@@ -17,14 +17,12 @@ from numba.extending import intrinsic, overload
 
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
-from charrnn.kernels.jit import HAS_AMX, VECTOR_BITS, kernel
+from charrnn.kernels.jit import HAS_AMX, LINE_BYTES, VECTOR_BITS, kernel
 from charrnn.kernels.tile import VECTORS
 from charrnn.kernels.vector import Emitter
 
 GRAIN = amx.SIDE if HAS_AMX else 1
 """Pairs that an inner dimension is a multiple of; those beyond the last are zero."""
-LINE_BYTES = 64
-"""Bytes of a cache line, and of the largest vector."""
 
 
 def operand(dtype: Any) -> np.dtype[Any]:

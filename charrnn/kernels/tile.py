@@ -20,9 +20,18 @@ from numba.np.numpy_support import from_dtype
 
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import emit_dot
-from charrnn.kernels.jit import HAS_AMX, HAS_BF16, VECTOR_BITS, VECTOR_REGISTERS, Code, kernel
+from charrnn.kernels.jit import (
+    HAS_AMX,
+    HAS_BF16,
+    LINE_BYTES,
+    VECTOR_BITS,
+    VECTOR_REGISTERS,
+    Code,
+    kernel,
+)
 from charrnn.kernels.vector import TileEmitter
 
+BYTES = ir.PointerType(ir.IntType(8))
 Grid = list[list[ir.Value]]
 """Values by rows and vectors of a tile."""
 
@@ -45,6 +54,9 @@ VECTORS = vectors_for(VECTOR_REGISTERS)
 UNROLLED = unrolled_for(VECTOR_BITS)
 ROWS = 6
 """Most rows of a tile: ROWS * VECTORS accumulators and the operands fit the registers."""
+ASKED = 2
+"""Lines that a tile asks for in a turn of its loop: up to four take no time where the third cache
+has them."""
 
 
 def together(rows: int) -> int:
@@ -63,26 +75,30 @@ def most_rows(operands: Any) -> int:
 
 @partial(kernel, by_address=True)
 def tile_code(
-    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add
+    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace
 ):  # fmt: skip
     """`tile` for C and D of type ``scalar``, and A and P of type ``operand``, at addresses."""
-    _emit(scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add)
+    _emit(
+        scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace
+    )  # fmt: skip
 
 
 @intrinsic(prefer_literal=False)
 def _emit(
-    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add
+    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next,
+    pace,
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         lanes = VECTOR_BITS // scalar.instance_type.bitwidth
         by_matrix = most_rows(operand.instance_type) == amx.ROWS
         tile = (amx.MatrixTile if by_matrix else Tile)(builder, *kinds, lanes, VECTORS)
-        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add = args[2:]
+        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
         tile.ldc, tile.ldd, tile.lda = ldc, ldd, lda
         tile.p_step, tile.K, tile.columns, tile.add = p_step, K, columns, add
+        tile.next, tile.pace = builder.inttoptr(next, BYTES), pace
         tile.emit(rows)
         return context.get_dummy_value()
 
@@ -92,7 +108,7 @@ def _emit(
 def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
     """The types of `tile_code`'s arguments."""
     of = tuple(types.TypeRef(t) for t in (scalar, operand))
-    return (*of, *[types.intp] * 11, types.boolean)
+    return (*of, *[types.intp] * 11, types.boolean, *[types.intp] * 2)
 
 
 def tile_for(operands: Any) -> Code:
@@ -108,7 +124,8 @@ def tile_for(operands: Any) -> Code:
 
 @intrinsic(prefer_literal=False)
 def tile(
-    typingctx, code, C, c0, ldc, D, d0, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, add
+    typingctx, code, C, c0, ldc, D, d0, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, add,
+    next, pace,
 ):  # fmt: skip
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
@@ -117,10 +134,14 @@ def tile(
     indices counting elements from each array's start; with ``add`` plus
     ``D[d0 + m*ldd + p*panel + j]``. Elements of P and A may be pairs of bfloat16; see
     `charrnn.kernels.amx` for what its tile asks of these.
+
+    Meanwhile it asks for what will be needed next, from the address ``next`` on: `ASKED` lines for
+    the second cache every `UNROLLED` steps of k, beginning ``pace`` bytes further each time. It has
+    to be memory of this process, because who asks for other pages waits.
     """
     sig = types.void(
         types.intp, C, *[types.intp] * 2, D, *[types.intp] * 2, A, *[types.intp] * 2, P,
-        *[types.intp] * 5, types.boolean,
+        *[types.intp] * 5, types.boolean, *[types.intp] * 2,
     )  # fmt: skip
     kinds = _kinds(C.dtype, P.dtype)
 
@@ -230,13 +251,17 @@ class Tile(TileEmitter):
              for m in range(rows)]
             for first, step in ((self.c, self.ldc), (self.d, self.ldd))
         )  # fmt: skip
-        self.prefetch(c)
+        for row in c:  # it is needed when the sums are done
+            for pointer in row[:: max(1, LINE_BYTES // (VECTOR_BITS // 8))]:
+                self.prefetch(pointer, to_write=True)
         zeros = ir.Constant(self.vector, [0.0] * self.lanes)
         sums = [[zeros] * vectors] * rows
         done = self.at(0)
         if rows > 1 and UNROLLED > 1:  # one row waits for the cache, not for the loop
             done = b.sub(self.K, b.srem(self.K, self.at(UNROLLED)))
-            sums = self.accumulate(sums, a, p, self.at(0), done, UNROLLED)
+            turns = b.mul(b.sdiv(done, self.at(UNROLLED)), b.sdiv(column, size))
+            ahead = self.step(self.next, b.mul(turns, self.pace))
+            sums = self.accumulate(sums, a, p, self.at(0), done, UNROLLED, ahead)
         sums = self.accumulate(sums, a, p, done, self.K, 1)
         masks: list[ir.Value | None] = [None] * vectors
         if left is not None:
@@ -245,16 +270,24 @@ class Tile(TileEmitter):
 
     def accumulate(
         self, sums: Grid, a: list[ir.Value], p: list[ir.Value], k0: ir.Value, k1: ir.Value,
-        unrolled: int,
+        unrolled: int, ahead: ir.Value | None = None,
     ) -> Grid:  # fmt: skip
-        """Add the products of the steps k0 <= k < k1, whole multiples of ``unrolled`` of them."""
+        """Add the products of the steps k0 <= k < k1, whole multiples of ``unrolled`` of them.
+
+        Meanwhile ask for the lines from ``ahead`` on, if there are any.
+        """
         b = self.builder
         before = b.block
         loop, end = b.append_basic_block("k.loop"), b.append_basic_block("k.end")
         b.cbranch(b.icmp_signed("<", k0, k1), loop, end)
         b.position_at_end(loop)
         k = self.phi(self.index, (k0, before))
+        asked = None if ahead is None else self.phi(BYTES, (ahead, before))
         first = [[self.phi(self.vector, (value, before)) for value in row] for row in sums]
+        if asked is not None:
+            for i in range(ASKED):
+                self.prefetch(self.step(asked, self.at(i * LINE_BYTES)), to_write=False)
+            asked.add_incoming(self.step(asked, self.pace), loop)
         last = first
         for u in range(unrolled):
             last = self.multiply(last, a, p, b.add(k, self.at(u)))
@@ -299,17 +332,14 @@ class Tile(TileEmitter):
                                 value = b.fadd(self.load(other, self.vector, mask), value)
                             self.store(value, to, mask)
 
-    def prefetch(self, c: list[list[ir.Value]]) -> None:
-        """Ask for the tile of C: it is needed when the sums are done."""
+    def prefetch(self, pointer: ir.Value, *, to_write: bool) -> None:
+        """Ask for a line: for the first cache, to write to it, or for the second one, to read."""
         b, number = self.builder, ir.IntType(32)
-        byte = ir.PointerType(ir.IntType(8))
-        kind = ir.FunctionType(ir.VoidType(), [byte] + [number] * 3)
+        kind = ir.FunctionType(ir.VoidType(), [BYTES] + [number] * 3)
         prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        every = max(1, 64 // (VECTOR_BITS // 8))
-        for row in c:
-            for pointer in row[::every]:
-                to_write, keep, data = (ir.Constant(number, n) for n in (1, 3, 1))
-                b.call(prefetch, [b.bitcast(pointer, byte), to_write, keep, data])
+        locality, data = 3 if to_write else 2, 1
+        numbers = (ir.Constant(number, n) for n in (int(to_write), locality, data))
+        b.call(prefetch, [b.bitcast(pointer, BYTES), *numbers])
 
     def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         b = self.builder

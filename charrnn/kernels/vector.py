@@ -84,6 +84,7 @@ class TileEmitter(Emitter):
     c, d, a, p : pointers to the first elements
     ldc, ldd, lda, p_step : elements between rows of C, of D and of A, and between panels of P
     K, columns, add : the inner dimension, C's columns, and whether D is added
+    next, pace : bytes to ask for meanwhile, see `charrnn.kernels.tile.tile`
     """
 
     def __init__(
@@ -93,4 +94,4 @@ class TileEmitter(Emitter):
         self.operand = ir.VectorType(operand, lanes)
         self.panel = vectors * lanes
         self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
-        self.lda = self.p_step = self.K = self.columns = self.add = None
+        self.lda = self.p_step = self.K = self.columns = self.add = self.next = self.pace = None
