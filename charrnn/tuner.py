@@ -37,7 +37,8 @@ steps, or so many times what the last one took, or so many times the last pause,
 
 
 CLEARLY = 1.015
-"""Times faster that the other way of sharing has to be."""
+"""Times faster that the other way of sharing has to be, in the median and at best: what others do
+meanwhile may slow down most turns of the usual way."""
 
 
 class Tuner:
@@ -123,20 +124,22 @@ class Tuner:
         yield ways[-1]  # the first step of all also loads or compiles the kernels
         self._spent = 0.0
         usual = yield ways[-1]
-        seconds, left = yield from self._compare(ways, usual)
+        turns, left = yield from self._compare(ways, usual)
+        seconds = {way: statistics.median(times) for way, times in turns.items()}
         self.seconds = {way.threads: taken for way, taken in seconds.items()}
         bound = LEVEL * min(seconds[way] for way in left)
         best = max(way for way in left if seconds[way] <= bound)
         if self._by_units(best.threads) is None:
             return best
         other = best._replace(contrary=True)
-        seconds, _ = yield from self._compare([other, best], seconds[best])
-        return other if CLEARLY * seconds[other] < seconds[best] else best
+        turns, _ = yield from self._compare([other, best], seconds[best])
+        faster = (CLEARLY * of(turns[other]) < of(turns[best]) for of in (min, statistics.median))
+        return other if all(faster) else best
 
     def _compare(
         self, ways: list[Way], usual: float
-    ) -> Generator[Way, float, tuple[dict[Way, float], list[Way]]]:
-        """Ways take turns, the last one first: their median times, and which may be the best."""
+    ) -> Generator[Way, float, tuple[dict[Way, list[float]], list[Way]]]:
+        """Ways take turns, the last one first: their times, and which ways may be the best."""
         turns: dict[Way, list[float]] = {}
         seconds: dict[Way, float] = {}
         for round in range(ROUNDS):
@@ -154,7 +157,7 @@ class Tuner:
             ways = [way for way in ways if way in best and best[way] <= limit]
             if len(ways) == 1:
                 break
-        return seconds, ways
+        return turns, ways
 
     def _turn(self, way: Way, usual: float) -> Generator[Way, float, float]:
         """Some steps made this way; returns the median of their times."""

@@ -160,6 +160,20 @@ def test_the_other_way_of_sharing(factor: float, rule: bool, most: int) -> None:
         assert [note for note in notes if note] == ([wanted] if team.contrary else [])
 
 
+@pytest.mark.parametrize("lucky", (0, 2))
+def test_neighbours_do_not_change_the_way(lucky: int) -> None:
+    """All turns of the usual way but one or two are slow: the other seems faster, and is not."""
+    team = Team(2)
+    tuner = Tuner(team, [2], lambda n: False)
+    tuner.begin()
+    others = 0
+    while tuner.searching:
+        others += team.way.contrary
+        usual = 0.1 if others == lucky else 0.13
+        tuner.took(0.105 if team.way.contrary else usual)
+    assert team.way == (2, False) and others == 7
+
+
 def test_the_usual_way_comes_back() -> None:
     team = Team(2)
     tuner = Tuner(team, [2], lambda n: False)

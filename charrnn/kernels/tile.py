@@ -54,7 +54,7 @@ VECTORS = vectors_for(VECTOR_REGISTERS)
 UNROLLED = unrolled_for(VECTOR_BITS)
 ROWS = 6
 """Most rows of a tile: ROWS * VECTORS accumulators and the operands fit the registers."""
-ASKED = 2
+ASKED = 3
 """Lines that a tile asks for in a turn of its loop: up to four take no time where the third cache
 has them."""
 
