@@ -72,7 +72,7 @@ def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     counts = {cell: first[cell][0] for cell in CELLS}
     # The first cell compiles what all share; each needs few of its own: one signature a kernel,
     # and a thunk for every list of argument types.
-    assert counts[CELLS[0]] <= 38
+    assert counts[CELLS[0]] <= 41
     assert all(1 <= counts[cell] <= 6 for cell in CELLS[1:]), counts
     assert all(second[cell][0] == 0 for cell in CELLS)
     assert {c: r[1:] for c, r in first.items()} == {c: r[1:] for c, r in second.items()}
