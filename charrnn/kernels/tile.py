@@ -55,8 +55,10 @@ UNROLLED = unrolled_for(VECTOR_BITS)
 ROWS = 6
 """Most rows of a tile: ROWS * VECTORS accumulators and the operands fit the registers."""
 ASKED = 3
-"""Lines that a tile asks for in a turn of its loop: up to four take no time where the third cache
-has them."""
+"""Lines that a tile asks for in a turn of its loop: enough for 32 rows by weights of H 512.
+
+More are for nothing where all is near, which is felt from four on.
+"""
 
 
 def together(rows: int) -> int:
