@@ -26,15 +26,7 @@ from charrnn.kernels.pack import (
     steps,
     steps_of,
 )
-from charrnn.kernels.tile import (
-    ASKED,
-    ROWS,
-    UNROLLED,
-    VECTORS,
-    most_rows,
-    tile,
-    together,
-)
+from charrnn.kernels.tile import ASKED, ROWS, UNROLLED, VECTORS, most_rows, tile, together
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
@@ -229,7 +221,8 @@ def _piece(P, N, group, groups, n, turn):
 def _coming(P, N, group, groups, n, turn, calls, turns):
     """Where piece n begins, and how many bytes of it a call asks for, and a turn of its loop.
 
-    There are so many calls, of so many turns each, until it is needed.
+    There are so many calls, of so many turns each, until it is needed. Bytes are those from its
+    beginning on: of panels cut in depth, which lie apart, it is right for the first one.
     """
     _, _, columns, k, p0 = _piece(P, N, group, groups, n, turn)
     size = -(-columns // P.shape[2]) * k * P.shape[2] * P.itemsize
@@ -283,7 +276,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
             k = steps_of(scratch, depth)
             pack_rows(A_rows, A[r : r + depth], m0, m1)
             before = D[max(0, r - DEPTH) : r, c0 + shift : c1 + shift]
-            left = tiles * -(-(c1 - c0 - width // VECTORS) // width)
+            left = tiles * max(1, -(-(c1 - c0 - width // VECTORS) // width))
             j0 = c0
             while j0 < c1:
                 columns = _columns(c1 - j0, width, width)
@@ -312,7 +305,7 @@ def _ahead(x, left, turns, other):
     """
     width = ASKED * LINE_BYTES
     down, across = -(-x.shape[0] // max(1, turns)), -(-x.shape[1] * x.itemsize // width)
-    if left < 0 or left >= down * across:
+    if left >= down * across:
         return address(other), 0
     first = left % down * turns * x.strides[0] + left // down * width
     return address(x) + first, x.strides[0]
