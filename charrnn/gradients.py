@@ -24,7 +24,6 @@ from charrnn.cells.base import SLOPES, Arrays, Cell, Part
 from charrnn.errors import InputError
 from charrnn.kernels.program import make
 from charrnn.kernels.seat import ALONE, NOWHERE
-from charrnn.kernels.tile import tile_for
 from charrnn.model import Model
 from charrnn.params import Params
 from charrnn.passes import Pass, State
@@ -114,7 +113,7 @@ class _Layer:
             room[name][:, :rows] = self.values[name][time : time + slots]
         room["ways"][:] = 1
         room["dh"][0, :rows] = dh
-        part = Part(0, rows, NOWHERE, ALONE, tile_for("float64"))
+        part = Part(0, rows, NOWHERE, ALONE)
         make(self.cell.backward(self.p, self.k, room, part))
         found = {name: room[name][0, :rows] for name in self.cell.leaves}
         found["h"] = room["dh"][0, :rows]

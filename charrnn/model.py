@@ -20,13 +20,17 @@ from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.kernels.tile import most_rows
 from charrnn.params import Params
 from charrnn.passes import Pass, State
-from charrnn.stack import Stack
+from charrnn.stack import Operands, Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team, memory
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
 
+FULL = 25
+"""Of every 32 rows as many at the least for products on the matrix unit."""
+MANY = 64
+"""Rows from which on these are faster with large matrices, too."""
 NO_BF16 = (
     "this processor does not multiply bfloat16 (AVX512-BF16): --precision bf16 is float32 here"
 )
@@ -81,8 +85,9 @@ class Model:
         check_room(config, vocab_size)
         self.params = Params(self.shapes(), config.dtype)
         self.version = 0
+        self._scratch: dict[str, np.ndarray] = {}
         self._passes: dict[Any, Pass] = {}
-        self._stack: Stack | None = None
+        self._stacks: dict[Operands, Stack] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape."""
@@ -138,19 +143,35 @@ class Model:
         """The gradient: one flat array, made when it is first needed."""
         return Params(self.shapes(), self.config.dtype)
 
-    @cached_property
-    def scratch(self) -> np.ndarray:
+    def scratch(self, operands: str) -> np.ndarray:
         """(threads, n): each thread's own room for products that give weights' gradients."""
-        widest = max(self.vocab_size, *(shape[0] for shape in self.shapes().values()))
-        size = scratch_size(min(widest, WIDEST + 2 * most_rows(self.operands)), self.operands)
-        return aligned_zeros((self.team.most, size), operand(self.operands))
+        if operands not in self._scratch:
+            widest = max(self.vocab_size, *(shape[0] for shape in self.shapes().values()))
+            size = scratch_size(min(widest, WIDEST + 2 * most_rows(operands)), operands)
+            self._scratch[operands] = aligned_zeros((self.team.most, size), operand(operands))
+        return self._scratch[operands]
 
-    def stack(self, training: bool) -> Stack:
-        """The packed weights, the same for all passes."""
-        if self._stack is None or (training and not self._stack.g):
+    def operands_for(self, rows: int) -> Operands:
+        """What products of ``rows`` rows are made of.
+
+        The matrix unit makes those of float32 numbers from parts: as accurate, and faster if the
+        second cache holds the matrix and two threads' rows fill most of the registers,
+        or if rows are many.
+        """
+        if self.operands != "float32" or not jit.HAS_AMX:
+            return Operands(self.operands, self.operands)
+        few, many = rows >= FULL * -(-rows // 32), rows >= MANY
+        return Operands(*("parts" if faster else "float32" for faster in (few, few and many)))
+
+    def stack(self, training: bool, rows: int) -> Stack:
+        """The packed weights, the same for all passes whose products are made of the same."""
+        operands = self.operands_for(rows)
+        stack = self._stacks.get(operands)
+        if stack is None or (training and not stack.g):
             grads = self.grads if training else None
-            self._stack = Stack(self.config, self.cell, self.params, grads, self.operands)
-        return self._stack
+            stack = Stack(self.config, self.cell, self.params, grads, operands)
+            self._stacks[operands] = stack
+        return stack
 
     def pack(self, stack: Stack) -> None:
         """Bring packed weights up to date."""

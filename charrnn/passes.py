@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
@@ -28,12 +29,12 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import DEPTH, WIDEST, weight_product
+from charrnn.kernels.gemm import DEPTH, WIDEST, keeps, weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
-from charrnn.kernels.tile import most_rows, tile_for
+from charrnn.kernels.tile import most_rows, tile_for, tile_of
 from charrnn.stack import Window
 from charrnn.threads import LINE, Item, Phase, Program, Way, share
 
@@ -75,11 +76,18 @@ def merged(*phases: Phase) -> Phase:
 
 def by_units(model: Model, B: int, threads: int) -> bool | None:
     """Whether threads share a layer's units rather than B rows; None: it is too small for that."""
-    H, operands = model.config.hidden_size, model.operands
-    size = model.cell.gates * H * steps(H, operands) * operand(operands).itemsize
+    H, gates = model.config.hidden_size, model.cell.gates
+    operands = model.operands_for(B).of(gates * H * H)
+    size = gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
         return None
     return size >= UNITS or FEW * threads > B
+
+
+def _same(call: Call, D: np.ndarray, *bounds: int) -> bool:
+    """Whether a `weight_product` has the same D, and the same bounds of its rows and columns."""
+    _, _, other, r0, r1, _, _, c0, c1, shift, *_ = call[1]
+    return other.ctypes.data == D.ctypes.data and (r0, r1, c0, c1, shift) == bounds
 
 
 class Block:
@@ -214,18 +222,19 @@ class Pass(Inputs):
         like: Pass | None = None, rounds: int = 1, first: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(model, T, B, dropout, first)
-        self.team, self.kind, self.code = model.team, kind, tile_for(model.operands)
+        self.team, self.kind = model.team, kind
         self.training = kind in ("train", "gradient", "segment")
         self.chained = kind == "segment"
         self.parts = self.threads if rounds * T * B * model.params.count >= SMALL else 1
         self.like = like
         self.programs: dict[str, Program] = {}
-        self.stack = model.stack(self.training)
+        # A step's sums are the same however many are made side by side.
+        self.stack = model.stack(self.training, 1 if kind == "step" else B)
         self.window: Window = Window(
             self.stack, self.ids, training=self.training, dropout=dropout, chained=self.chained,
             like=like.window if like else None,
         )  # fmt: skip
-        self.shares = self.team.parts(B, self.parts, self._by_units(B), self.code)
+        self.shares = self.team.parts(B, self.parts, self._by_units(B))
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
@@ -258,21 +267,21 @@ class Pass(Inputs):
     def _block(self, t0: int, t1: int) -> Block:
         block = Block(t0, t1, self.logits[: t1 - t0])
         x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
-        by = self.model.params.views["head.by"]
+        by, head = self.model.params.views["head.by"], self.stack.head
         for s in self.shares:
             logits = (
                 project,
-                (block.array, x, self.stack.head["Wy"], by, *s.rows, ALONE, s.code),
+                (block.array, x, head["Wy"], by, *s.rows, ALONE, tile_of(head["Wy"])),
             )
             block.logits.append([logits])
             arrays = (losses, block.array, targets, self.scale)
             loss = (cross_entropy, (*arrays, self.training, *s.rows))
             block.losses.append([logits, loss])
             if self.training:
-                dx = self.window.dx[-1][t0:t1]
+                dx, WyT = self.window.dx[-1][t0:t1], head["WyT"]
                 back = (
                     back_project,
-                    (dx, block.array, self.stack.head["WyT"], by.size, *s.rows, ALONE, s.code),
+                    (dx, block.array, WyT, by.size, *s.rows, ALONE, tile_of(WyT)),
                 )
                 block.gradients.append([logits, loss, back])
         if self.training:
@@ -301,18 +310,23 @@ class Pass(Inputs):
                     block = slice(r0, min(r0 + DEPTH, R))
                     again = self.chained or block.stop < R
                     calls += self.window.sums(i, block, again, part, self.parts)
+                    before: list[Call] = []
                     for product in self.window.products(i):
-                        calls += self._product_calls(product, block, part, again)
+                        before = self._product_calls(product, block, part, again, before)
+                        calls += before
                 calls += self.window.sums_of_all(i, part, self.parts)
             self.weights.append(calls)
 
-    def _product_calls(self, product: Product, block: slice, part: int, again: bool) -> list[Call]:
-        """What a block of rows adds to one part of a weight's gradient.
+    def _product_calls(
+        self, product: Product, block: slice, part: int, again: bool, before: Sequence[Call] = ()
+    ) -> list[Call]:
+        """What a block of rows adds to one part of a weight's gradient, after the calls ``before``.
 
         A part is a share of its columns, or of its rows if narrow. What is not shared is packed by
         all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
+        operands = self.model.operands_for(self.ids.size).many
         m0, m1, c0, c1 = 0, len(gradient), first, last
         count = panels(last - first, gradient.dtype)
         even = len(gradient) < last - first and count % self.parts == 0
@@ -320,13 +334,20 @@ class Pass(Inputs):
             c0, c1 = share(last - first, part, self.parts, panel(gradient.dtype))
             c0, c1 = first + c0, first + c1
         else:
-            m0, m1 = share(len(gradient), part, self.parts, most_rows(self.model.operands))
+            m0, m1 = share(len(gradient), part, self.parts, most_rows(operands))
         if m0 == m1 or c0 == c1:
             return []
-        arrays, count = (gradient, inputs, dgates, block.start, block.stop), -(-(m1 - m0) // WIDEST)
-        more = c0, c1, shift, self.model.scratch[part], again, self.code
-        pieces = [share(m1 - m0, i, count, most_rows(self.model.operands)) for i in range(count)]
-        return [(weight_product, (*arrays, m0 + i0, m0 + i1, *more)) for i0, i1 in pieces]
+        r0, r1, columns = block.start, block.stop, (c0, c1, shift)
+        scratch, code = self.model.scratch(operands)[part], tile_for(operands)
+        calls, count = [*before], -(-(m1 - m0) // WIDEST)
+        for i in range(count):
+            i0, i1 = share(m1 - m0, i, count, most_rows(operands))
+            kept = keeps(operands, r1 - r0, c1 - c0) and any(
+                _same(call, dgates, r0, r1, *columns) for call in calls[-1:]
+            )
+            more = m0 + i0, m0 + i1, *columns, scratch, kept, again, code
+            calls.append((weight_product, (gradient, inputs, dgates, r0, r1, *more)))
+        return calls[len(before) :]
 
     # -- running --------------------------------------------------------------------------------
 

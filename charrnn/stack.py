@@ -10,7 +10,7 @@ neither, ``x[l+1]`` is h_l itself: no copy. ``dx`` mirrors ``x`` on the way back
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,12 +30,26 @@ from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.pack import aligned_zeros, pack, pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
+from charrnn.kernels.tile import tile_of
 from charrnn.params import Params
 from charrnn.threads import LINE, Part, Phase, Program, share
 
 NO_IDS = np.empty((0, 0), np.int32)
 SMALL = 1 << 17
 """Weights that one thread packs alone."""
+FEW = 1 << 18
+"""Elements of a matrix that the second cache holds as parts of float32 numbers: 1.5 MB of 2."""
+
+
+class Operands(NamedTuple):
+    """What products with a matrix of `FEW` elements or less are made of, and those with others."""
+
+    few: str
+    many: str
+
+    def of(self, elements: int) -> str:
+        """What those with a matrix of so many elements are made of."""
+        return self.few if elements <= FEW else self.many
 
 
 class Stack:
@@ -44,12 +58,12 @@ class Stack:
     Parameters
     ----------
     grads : where gradients go; None for a stack that is not trained
-    operands : type that the factors of products are rounded to
+    operands : what products with the weights are made of
     """
 
     def __init__(
         self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None,
-        operands: str,
+        operands: Operands,
     ) -> None:  # fmt: skip
         self.config, self.cell = config, cell
         self.embedding = params.views.get("embedding")
@@ -59,13 +73,13 @@ class Stack:
         gradient = grads is not None
         layers = []
         for i, p in enumerate(self.p):
-            layer = cell.packing(p, operands, gradient)
+            layer = cell.packing(p, operands.of(p["Wh"].size), gradient)
             if not self.reads_ids(i):
-                layer += packed_pair("Wx", p["Wx"], operands, gradient)
+                layer += packed_pair("Wx", p["Wx"], operands.of(p["Wx"].size), gradient)
             layers.append(layer)
         WyT = params.views["head.Wy"].T
         V, H = WyT.shape
-        there, back = packed(H, V, operands), packed(V, H, operands)
+        there, back = (packed(*shape, operands.of(V * H)) for shape in ((H, V), (V, H)))
         head = Packing({"Wy": there}, [(pack_t, (there, WyT, 0, H))], [])
         if gradient:  # both ways at the same time, block by block
             head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])
@@ -184,7 +198,7 @@ class Window:
             ids = self.ids if stack.reads_ids(i) else NO_IDS
             if not stack.reads_ids(i):
                 product = (w["gates"], self.x[i], k["Wx"], p["b"])
-                calls.append((project, (*product, *part.rows, part.seat, part.code)))
+                calls.append((project, (*product, *part.rows, part.seat, tile_of(k["Wx"]))))
                 calls += part.join()
             calls.append(stack.cell.forward(p, k, w, ids, part))
             if self.has_link(i):
@@ -210,7 +224,7 @@ class Window:
             if not stack.reads_ids(i):
                 N = p["Wx"].shape[1]
                 product = (self.dx[i], w["gates"], k["WxT"], N)
-                calls.append((back_project, (*product, *part.rows, part.seat, part.code)))
+                calls.append((back_project, (*product, *part.rows, part.seat, tile_of(k["WxT"]))))
                 calls += part.join()
                 if self.skips(i):
                     calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))

@@ -14,6 +14,7 @@ from charrnn.kernels.draw import draw, note
 from charrnn.kernels.rounds import carry
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import cross_entropy, project
+from charrnn.kernels.tile import tile_of
 from charrnn.passes import Pass, State
 from charrnn.threads import Call, Item
 
@@ -95,7 +96,7 @@ class Stepper:
         choice = (self._out, logits, self._random, self._history, self._steps[i], self._rule)
         return [
             *run.forward[i],
-            (project, (logits, run.window.x[-1], Wy, by, *part.rows, ALONE, part.code)),
+            (project, (logits, run.window.x[-1], Wy, by, *part.rows, ALONE, tile_of(Wy))),
             (draw, (run.ids, *choice, *scratch, *part.rows)),
             *(self._surprise_calls(i) if self._surprise else ()),
             *((carry, (w[s], *part.rows)) for w in run.window.w for s in model.cell.states),

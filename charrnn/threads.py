@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from charrnn.kernels.jit import Code
 from charrnn.kernels.pack import aligned_zeros
 from charrnn.kernels.program import COMPILED, DONE, GIVEN, YIELD, Call, Table, give, meet, serve
 from charrnn.kernels.seat import ALONE, MET, NOWHERE, join, seats
@@ -39,15 +38,13 @@ Phase = Sequence[Item]
 class Part(NamedTuple):
     """What one thread takes of a window: rows r0 <= r < r1, and units if its seat is shared.
 
-    What is not shared by units is done row by row, also by those who share units. ``code`` is the
-    products' tile.
+    What is not shared by units is done row by row, also by those who share units.
     """
 
     r0: int
     r1: int
     arrivals: np.ndarray
     seat: np.ndarray
-    code: Code
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -146,7 +143,7 @@ class Team:
         """The way it works now."""
         return Way(self.size, self.size in self.contrary)
 
-    def parts(self, B: int, count: int, units: bool, code: Code) -> list[Part]:
+    def parts(self, B: int, count: int, units: bool) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.
 
         With ``units`` all of the team share the units, even those without rows: their parts have
@@ -156,7 +153,7 @@ class Team:
             shared = [(self.arrivals, seat) for seat in self.seats]
         else:
             shared = [(NOWHERE, ALONE)] * min(count, B)
-        return [Part(*share(B, i, len(shared)), *s, code) for i, s in enumerate(shared)]
+        return [Part(*share(B, i, len(shared)), *s) for i, s in enumerate(shared)]
 
     def program(self, *phases: Phase) -> Program:
         """Make phases ready to run one after the other; compiles what is not compiled yet."""

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from support import Guards, equal, relative_error, same_bits
 
-from charrnn.kernels.bfloat16 import unpaired
+from charrnn.kernels.amx import SIDE
+from charrnn.kernels.bfloat16 import PARTS, unpaired
 from charrnn.kernels.gemm import (
     DEEP,
     DEPTH,
@@ -23,10 +24,12 @@ from charrnn.kernels.gemm import (
     _piece,
     gemm,
     halves,
+    keeps,
+    layout,
     scratch_size,
     weight_product,
 )
-from charrnn.kernels.jit import FAST_MATH, LINE_BYTES
+from charrnn.kernels.jit import FAST_MATH, HAS_AMX, LINE_BYTES
 from charrnn.kernels.pack import (
     aligned_zeros,
     operand,
@@ -40,14 +43,16 @@ from charrnn.kernels.pack import (
 )
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, project
-from charrnn.kernels.tile import ASKED, UNROLLED, VECTORS, tile_for
+from charrnn.kernels.tile import ASKED, UNROLLED, VECTORS, by_matrix, tile_for
 
+matrix_unit = pytest.mark.skipif(not HAS_AMX, reason="has no unit for matrices")
 each_dtype = pytest.mark.parametrize(
     "dtype",
     (
         pytest.param("float32", marks=pytest.mark.portable),
         "float64",
         pytest.param("bfloat16", marks=pytest.mark.portable),
+        pytest.param("parts", marks=matrix_unit),
     ),
 )
 compiled_only = pytest.mark.skipif(
@@ -70,7 +75,7 @@ def product(C, A, P, r0, r1, columns, accumulate, code, turn=0):
 
 def unrounded(dtype: str) -> str:
     """The type of the arrays whose products are in ``dtype``."""
-    return "float32" if dtype == "bfloat16" else dtype
+    return "float32" if dtype in ("bfloat16", "parts") else dtype
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -91,13 +96,44 @@ def nearest(x: np.ndarray) -> np.ndarray:
 
 def unpacked(P: np.ndarray) -> np.ndarray:
     """(K, N) with the padding."""
-    P = unpaired(P) if P.dtype == np.uint32 else P
-    return P.transpose(1, 0, 2).reshape(P.shape[1], -1)
+    if by_matrix(P.dtype):
+        width = P.shape[2]
+        P = np.stack([plain(panel.reshape(-1, SIDE * width), width) for panel in P])
+    return joined(P).transpose(1, 0, 2).reshape(-1, P.shape[0] * P.shape[2])
+
+
+def unpacked_rows(rounded: np.ndarray) -> np.ndarray:
+    """(M, K) with the padding."""
+    if by_matrix(rounded.dtype):
+        rounded = plain(rounded.reshape(-1, SIDE * rounded.shape[1]), rounded.shape[1])
+    return joined(rounded.T).T
+
+
+def plain(squares: np.ndarray, width: int) -> np.ndarray:
+    """What lies in rows of squares: (16 rows, ``width``)."""
+    shape = (-1, width // SIDE, SIDE, SIDE)
+    return squares.reshape(shape).transpose(0, 2, 1, 3).reshape(-1, width)
+
+
+def joined(P: np.ndarray) -> np.ndarray:
+    """(..., K, N) numbers of pairs, which may be of three parts."""
+    if P.dtype == np.int32:
+        blocks = P.view(np.uint32).reshape(*P.shape[:-2], -1, PARTS, SIDE, P.shape[-1])
+        high, middle, low = (
+            unpaired(blocks[..., i, :, :].reshape(*P.shape[:-2], -1, P.shape[-1]))
+            for i in range(PARTS)
+        )
+        return high + (middle + low)  # exact: they are parts of one number
+    return unpaired(P) if P.dtype == np.uint32 else P
 
 
 def protected(guarded: Guards, P: np.ndarray) -> np.ndarray:
     """A guarded copy, also of pairs."""
-    return guarded(P.view(np.float32)).view(P.dtype) if P.dtype == np.uint32 else guarded(P)
+    return (
+        guarded(P.view(np.float32)).view(P.dtype)
+        if P.dtype in (np.uint32, np.int32)
+        else guarded(P)
+    )
 
 
 def whole_numbers(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -167,7 +203,44 @@ def test_packing_rounds_to_the_nearest_bfloat16() -> None:
             assert equal(unpacked(P)[:, : expected.shape[1]], expected)
     rounded = round_rows(np.empty(n * n, np.uint32), W[np.newaxis, :, :-1])
     last = np.zeros((n, 1), np.float32)  # of the last pair the second
-    assert equal(unpaired(rounded[0].T).T, np.hstack([want[:, :-1], last]))
+    assert equal(unpacked_rows(rounded[0]), np.hstack([want[:, :-1], last]))
+
+
+@matrix_unit
+def test_parts_are_the_number() -> None:
+    rng, n = np.random.default_rng(1), 2 * panel("parts")
+    W = rng.normal(size=(n, n)) * 10.0 ** rng.integers(-30, 38, (n, n))
+    W = np.clip(W, -3.39e38, 3.39e38).astype(np.float32)
+    bits = W.view(np.uint32)
+    bits[1::4] = bits[1::4] & 0xFFFF0000 | 0x8000  # ties
+    bits[2::4] |= 0xFFFF
+    W[0, :5] = np.inf, -np.inf, np.nan, 0, -0.0
+    bits[0, 5:7] = 0x7F800001, 0xFFFFFFFF  # the first and the last NaN
+    want = np.where(np.isinf(W), np.nan, W)
+    for columns in (n, n - 3):
+        for by, expected in ((pack, want[:, :columns]), (pack_t, want[:columns].T)):
+            P = packed(*expected.shape, "parts")
+            with np.errstate(invalid="ignore"):
+                by(P, W if by is pack else W[:columns], 0, expected.shape[by is pack])
+                assert equal(unpacked(P)[: len(expected), : expected.shape[1]], expected)
+    rounded = round_rows(np.empty(3 * n * n // 2, np.int32), W[np.newaxis, :, :-1])
+    assert equal(unpacked_rows(rounded[0])[:, : n - 1], want[:, :-1])
+
+
+@matrix_unit
+@pytest.mark.parametrize("positive", (False, True))
+def test_a_product_of_parts_is_as_accurate_as_one_of_float32(positive: bool) -> None:
+    rng, k, n = np.random.default_rng(2), 1000, 150
+    A, W = (rng.normal(size=s).astype(np.float32) for s in ((40, k), (k, n)))
+    if positive:  # no error is lifted by another
+        A, W = abs(A), abs(W)
+    exact, errors = A.astype(np.float64) @ W.astype(np.float64), []
+    for dtype in ("parts", "float32"):
+        C, P = np.empty((40, n), np.float32), packed(k, n, dtype)
+        pack(P, W, 0, n)
+        product(C, A, P, 0, 40, n, False, tile_for(dtype).address())
+        errors.append(np.sqrt(np.mean((C - exact) ** 2)))
+    assert 0 < errors[0] < errors[1]
 
 
 # --- gemm --------------------------------------------------------------------------------------
@@ -351,7 +424,7 @@ def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
                 for c0, c1 in ((0, middle), (middle, middle), (middle, n)):
                     before = C.copy()
                     weight_product(
-                        C, A, D, 0, rows, m0, m1, c0, c1, shift, scratch, accumulate,
+                        C, A, D, 0, rows, m0, m1, c0, c1, shift, scratch, False, accumulate,
                         tile_for(dtype).address(),
                     )  # fmt: skip
                     before[m0:m1, c0:c1] = C[m0:m1, c0:c1]
@@ -421,19 +494,40 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     for cuts in ([0, n], [0, n - 5, n], [0, 1, 2, n - 3, n]):
         C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
         for c0, c1 in zip(cuts, cuts[1:], strict=False):
-            weight_product(C, A, D, 0, rows, 0, k, c0, c1, 0, scratch, False, code)
+            weight_product(C, A, D, 0, rows, 0, k, c0, c1, 0, scratch, False, False, code)
         results.append(C)
     C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
     for m0, m1 in ((0, 3), (3, 16), (16, k)):
-        weight_product(C, A, D, 0, rows, m0, m1, 0, n, 0, scratch, False, code)
+        weight_product(C, A, D, 0, rows, m0, m1, 0, n, 0, scratch, False, False, code)
     results.append(C)
     C = guarded(np.full((k, n), np.nan, unrounded(dtype)))
     for r0, r1 in ((2 * DEPTH, rows), (DEPTH, 2 * DEPTH), (0, DEPTH)):
-        weight_product(C, A, D, r0, r1, 0, k, 0, n, 0, scratch, r1 < rows, code)
+        weight_product(C, A, D, r0, r1, 0, k, 0, n, 0, scratch, False, r1 < rows, code)
     results.append(C)
     assert all(same_bits(C, results[0]) for C in results)
     exact = A.astype(np.float64).T @ D.astype(np.float64)
     assert relative_error(results[0], exact) < 100 * np.finfo(unrounded(dtype)).eps
+
+
+@compiled_only
+@each_dtype
+def test_a_weight_product_with_the_columns_of_the_one_before(dtype: str, guarded: Guards) -> None:
+    rng, rows, k, shift = np.random.default_rng(8), DEPTH - 3, 37, 5
+    most, scratch = layout(dtype).panels * panel(dtype), room(guarded, 2 * k, dtype)
+    code = tile_for(dtype).address()
+    assert keeps(dtype, DEPTH, most) and not keeps(dtype, DEPTH, most + 1)
+    assert not keeps(dtype, DEPTH + 1, most)
+    for n in (most - 1, most):
+        D = normal(rng, (rows, n + shift), dtype)
+        for width in (2 * k, k):
+            A = normal(rng, (rows, width), dtype)
+            results = []
+            for kept, given in ((width < 2 * k, D), (False, D)):
+                C = guarded(np.full((width, n), np.nan, unrounded(dtype)))
+                more = shift, scratch, kept, False, code
+                weight_product(C, A, given, 0, rows, 0, width, 0, n, *more)
+                results.append(C)
+            assert same_bits(*results)
 
 
 @each_dtype

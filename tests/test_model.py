@@ -559,3 +559,80 @@ def test_bf16_is_float32_where_the_processor_lacks_it(monkeypatch: pytest.Monkey
 def test_bf16_does_not_go_with_float64() -> None:
     with pytest.raises(InputError, match="--precision bf16 with --dtype float64"):
         networks.make("lstm", dtype="float64", precision="bf16")
+
+
+# --- float32 on the matrix unit ------------------------------------------------------------------
+
+matrix_unit = pytest.mark.skipif(not jit.HAS_AMX, reason="has no unit for matrices")
+LARGE = dict(V=70, hidden_size=133, num_layers=2, embedding_size=133)
+"""More than a panel of each kind of columns, and no whole number of them."""
+
+
+def test_which_products_are_made_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(*rows: int, **options: Any) -> list[tuple[str, str]]:
+        model = networks.make("lstm", **{"dtype": "float32", **options})
+        return [tuple(model.operands_for(n)) for n in rows]
+
+    monkeypatch.setattr(jit, "HAS_BF16", True)
+    monkeypatch.setattr(jit, "HAS_AMX", True)
+    plain, few, all_of_them = (("float32",) * 2, ("parts", "float32"), ("parts",) * 2)
+    assert found(1, 24, 33, 49) == [plain] * 4
+    assert found(25, 32, 50) == [few] * 3
+    assert found(64, 100, 2500) == [all_of_them] * 3
+    assert found(64, dtype="float64") == [("float64",) * 2]
+    assert found(64, precision="bf16") == [("bfloat16",) * 2]
+    monkeypatch.setattr(jit, "HAS_AMX", False)
+    assert found(1, 32, 64) == [plain] * 3
+
+
+@matrix_unit
+@pytest.mark.parametrize("units", (False, True))
+@each_cell
+def test_parts_have_the_same_bits_for_any_threads(
+    cell: str, units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pass, "_by_units", lambda self, B: units and self.parts > 1)
+    for rows in (27, 64):
+        one = training_bits(cell, 1, (5, rows), **LARGE)
+        for threads in (2, 3, 7):
+            assert_same_bits(training_bits(cell, threads, (5, rows), **LARGE), one)
+
+
+@matrix_unit
+@each_cell
+def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients(dtype: str) -> dict[str, np.ndarray]:
+        model = networks.make(cell, dtype=dtype, **LARGE)
+        for view in model.params.views.values():
+            view[...] = (view / 10).astype(np.float32)
+        model.changed()
+        data = networks.window(model, 5, 64)
+        state = {name: array.astype(np.float32) for name, array in data.state.items()}
+        return model.gradients(data.ids, data.targets, state).weights
+
+    exact, parts = gradients("float64"), gradients("float32")
+    monkeypatch.setattr(jit, "HAS_AMX", False)
+    float32 = gradients("float32")
+    errors = [
+        np.sqrt(sum(((found[name] - want) ** 2).sum() for name, want in exact.items()))
+        for found in (parts, float32)
+    ]
+    assert 0 < errors[0] < 1.2 * errors[1]
+
+
+@matrix_unit
+@each_cell
+def test_a_gradient_of_parts_in_pieces(cell: str) -> None:
+    """Rows are added block by block, and D stays packed from one product to the next."""
+    model = networks.make(cell, dtype="float32", threads=2, **LARGE)
+    double = networks.make(cell, dtype="float64", **LARGE)
+    for name, view in model.params.views.items():
+        view[...] /= 10
+        double.params.views[name][...] = view
+    model.changed()
+    double.changed()
+    data = networks.window(model, 13, 50)  # 650 rows
+    got, want = (m.gradients(data.ids, data.targets, data.state) for m in (model, double))
+    for name, gradient in want.weights.items():
+        scale = np.abs(gradient).max()
+        assert np.abs(got.weights[name] - gradient).max() < 1e-5 * scale, name

@@ -13,9 +13,10 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import elementwise, tanh
-from charrnn.kernels.gemm import gemm, halves
+from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.tile import tile_of
 
 ALPHA, BETA = 0.3, 0.7
 """Where the two start: h begins as a running mean over some three characters."""
@@ -34,7 +35,8 @@ def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat, code)
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
+        x = factor(h[t, r0:r1], Wh, half)
+        add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
         for r in range(r0, r1):
             a, h0, h1 = gates[t, r, u0:u1], h[t, r, u0:u1], h[t + 1, r, u0:u1]
             step(a, h0, h1, alpha[0], beta[0])
@@ -104,11 +106,11 @@ class FastRNN(Cell):
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         weights = (p["Wx"], p["b"], p["alpha"], p["beta"], k["Wh"])
-        return forward, (w["h"], w["gates"], ids, *weights, *part)
+        return forward, (w["h"], w["gates"], ids, *weights, *part, tile_of(k["Wh"]))
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["sums"], w["gates"], w["h"], w["ways"])
-        return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], *part)
+        return backward, (*arrays, p["alpha"], p["beta"], k["WhT"], *part, tile_of(k["WhT"]))
 
     def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
         return np.broadcast_to(p["beta"], w["gates"].shape)

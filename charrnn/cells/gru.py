@@ -16,10 +16,11 @@ import numpy as np
 from charrnn.cells.base import Arrays, Call, Cell, Packing, Part, Product, packed_pair, rows
 from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm, halves
+from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
 from charrnn.kernels.softmax import column_sums
+from charrnn.kernels.tile import tile_of
 from charrnn.threads import LINE, share
 
 
@@ -44,8 +45,9 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat, code
             q, bias = gates[t, r, 3 * H + u0 : 3 * H + u1], bhn[u0:u1]
             for j in range(u1 - u0):
                 q[j] = bias[j]
-        add_product(rz, h, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
-        add_product(last, h, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
+        x = factor(h[t, r0:r1], Wh_rz, half)
+        add_product(rz, x, H, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
+        add_product(last, x, H, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, arrivals, seat, code)
         for r in range(r0, r1):
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
@@ -103,11 +105,11 @@ class GRU(Cell):
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         arrays = (w["h"], w["gates"], ids, p["Wx"], p["b"], p["bhn"], k["Wh_rz"], k["Wh_n"])
-        return forward, (*arrays, *part)
+        return forward, (*arrays, *part, tile_of(k["Wh_n"]))
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["gates"], w["h"], w["ways"])
-        return backward, (*arrays, k["Wh_rzT"], k["Wh_nT"], *part)
+        return backward, (*arrays, k["Wh_rzT"], k["Wh_nT"], *part, tile_of(k["Wh_nT"]))
 
     def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
         H = len(p["Wh"])

@@ -17,9 +17,10 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
-from charrnn.kernels.gemm import gemm, halves
+from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.tile import tile_of
 
 
 @elementwise("i", "f", "g", "o", "c1", "h1")
@@ -36,7 +37,8 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat, code):
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
+        x = factor(h[t, r0:r1], Wh, half)
+        add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
         for r in range(r0, r1):
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
@@ -87,11 +89,21 @@ class LSTM(Cell):
         p["b"][H : 2 * H] = 1
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
-        return forward, (w["h"], w["c"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], *part)
+        return forward, (
+            w["h"],
+            w["c"],
+            w["gates"],
+            ids,
+            p["Wx"],
+            p["b"],
+            k["Wh"],
+            *part,
+            tile_of(k["Wh"]),
+        )
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["dc0"], w["gates"], w["c"], w["ways"])
-        return backward, (*arrays, k["WhT"], *part)
+        return backward, (*arrays, k["WhT"], *part, tile_of(k["WhT"]))
 
     def kept(self, p: Arrays, w: Arrays) -> np.ndarray:
         H = len(p["Wh"])

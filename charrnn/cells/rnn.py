@@ -11,9 +11,10 @@ import numpy as np
 
 from charrnn.cells.base import SLOPES, Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import at_least, elementwise, sigmoid, tanh, where_positive
-from charrnn.kernels.gemm import gemm, halves
+from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.tile import tile_of
 
 TANH, RELU, SIGMOID, IDENTITY = range(4)
 CODES = {"tanh": TANH, "relu": RELU, "sigmoid": SIGMOID, "identity": IDENTITY}
@@ -70,7 +71,8 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
     r0, r1, u0, u1 = bounds(Wh, h.shape[1], H, r0, r1, seat)
     half = halves(Wh, r1 - r0, H)
     for t in range(gates.shape[0]):
-        add_product(gates, h, t, Wh, ids, Wx, b, r0, r1, u0, u1, half, arrivals, seat, code)
+        x = factor(h[t, r0:r1], Wh, half)
+        add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
         for r in range(r0, r1):
             a, h1 = gates[t, r, u0:u1], h[t + 1, r, u0:u1]
             if activation == TANH:
@@ -120,14 +122,33 @@ class RNN(Cell):
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         code = CODES[self.activation]
-        return forward, (w["h"], w["gates"], ids, p["Wx"], p["b"], k["Wh"], code, *part)
+        return forward, (
+            w["h"],
+            w["gates"],
+            ids,
+            p["Wx"],
+            p["b"],
+            k["Wh"],
+            code,
+            *part,
+            tile_of(k["Wh"]),
+        )
 
     def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
         return SLOPES[self.activation](gates)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         code = CODES[self.activation]
-        return backward, (w["dh"], w["dh0"], w["gates"], w["ways"], k["WhT"], code, *part)
+        return backward, (
+            w["dh"],
+            w["dh0"],
+            w["gates"],
+            w["ways"],
+            k["WhT"],
+            code,
+            *part,
+            tile_of(k["WhT"]),
+        )
 
 
 CELL = RNN

@@ -1,34 +1,53 @@
 """The tile of bfloat16 products for processors with a matrix unit: Intel's AMX.
 
 It has eight registers of 16 rows of 64 bytes. One instruction adds the product of 16 rows of 16
-pairs of bfloat16 (A, as it lies in memory) and 16 rows of pairs of 16 columns (P's layout) to 16x16
-float32 sums: sixteen times the arithmetic of a vector instruction of float32. The registers are
-always full: inner dimensions are padded to whole `GRAIN`s, rows beyond the last are read and not
-written. A register whose rows do not lie each in one cache line takes several times as long to
-load, so operands begin with a cache line and so do their rows.
+pairs of bfloat16 (A) and 16 rows of pairs of 16 columns (P) to 16x16 float32 sums: sixteen times
+the arithmetic of a vector instruction of float32. The registers are always full: operands are
+packed in `squares`, rows beyond the last are read and not written.
 
-A register of which some rows or columns lie beyond the last passes through a buffer on the stack.
-Sums start from what they are added to.
+Products of float32 numbers take six instructions: each number is the sum of three of bfloat16,
+x = x0 + x1 + x2, of which each is 2^-8 of the one before at the most. Of the nine products of such
+parts three are left out, x1 y2, x2 y1 and x2 y2, which are some 2^-24 of x y together, as float32's
+own rounding is (Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 artificial intelligence
+datatype for higher-precision computations").
+
+Sums start from zero; what they are added to comes last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, groupby, product
+
 from llvmlite import ir
 from numba.core import cgutils
 
-from charrnn.kernels.vector import TileEmitter
+from charrnn.kernels.vector import BYTES, TileEmitter
 
 SIDE = 16
 """Rows of a register, and float32 sums or pairs in a row of one."""
 ROWS = 2 * SIDE
 """Most rows of a tile."""
-SUMS, LEFT, RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)
-"""The registers: sums, and what passes of A and of P."""
-BYTE, POINTER = ir.IntType(8), ir.IntType(8).as_pointer()
+REGISTERS = 8
+SUMS = (0, 1, 2, 3)
+"""The registers of sums; what passes of A and P has the others."""
+WHOLE = ((0, 0),)
+OF_PARTS = ((2, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 2))
+"""Which parts of A and of P are multiplied, one after the other: neighbours have one in common."""
+Square = tuple[int, int, int]
+"""A register, the part that it holds, and which of the squares side by side."""
+BYTE = ir.IntType(8)
 
 
 class MatrixTile(TileEmitter):
-    """Writes the IR: 2x2 registers of sums, or 1x4 for few rows, over the inner dimension."""
+    """Writes the IR: 2x2 registers of sums, or 1x4 for few rows, over the inner dimension.
+
+    Attributes
+    ----------
+    products : `WHOLE`, or `OF_PARTS` if A and P consist of such
+    """
+
+    products = WHOLE
 
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
@@ -45,11 +64,12 @@ class MatrixTile(TileEmitter):
 
     def configuration(self) -> ir.Value:
         """Palette 1, then the bytes of a row and the rows of every register, all at their most."""
-        number = len((*SUMS, *LEFT, *RIGHT))
-        content = bytes([1, *[0] * 15, *[64, 0] * number, *[0] * 16, *[SIDE] * number, *[0] * 8])
+        rest = [0] * (16 - REGISTERS)
+        widths, heights = [64, 0] * REGISTERS + 2 * rest, [SIDE] * REGISTERS + rest
+        content = bytes([1, *[0] * 15, *widths, *heights])
         constant = cgutils.make_bytearray(content)
         made = cgutils.global_constant(self.builder, "tile.configuration", constant)
-        return self.builder.bitcast(made, POINTER)
+        return self.builder.bitcast(made, BYTES)
 
     def sweep(self, down: int, across: int) -> None:
         """All columns, ``across`` registers at a time; fewer for the last ones."""
@@ -71,75 +91,94 @@ class MatrixTile(TileEmitter):
     def product(self, down: int, across: int, column: ir.Value, left: ir.Value) -> None:
         """``down`` x ``across`` registers of sums over the inner dimension."""
         b, panel = self.builder, self.at(self.panel)
-        place = b.add(b.mul(b.sdiv(column, panel), self.p_step), b.srem(column, panel))
-        for m in range(down):
-            with b.if_else(self.add) as (add, zero):
-                with add:
-                    self.transfer(False, m, across, column, left)
-                with zero:
-                    for n in range(across):
-                        self.call("tilezero", BYTE(SUMS[m * across + n]))
-        stop, step = self.K, self.at(SIDE)
-        with cgutils.for_range_slice(b, self.at(0), stop, step, self.index) as (k, _):
-            a, p = b.gep(self.a, [k]), b.gep(self.p, [b.add(place, b.mul(k, panel))])
-            for m in range(down):
-                row = b.gep(a, [b.mul(self.at(m * SIDE), self.lda)])
-                self.move("tileloadd64", LEFT[m], row, self.lda)
-            for n in range(across):
-                passing = RIGHT[n % 2]
-                self.move("tileloadd64", passing, b.gep(p, [self.at(n * SIDE)]), panel)
-                for m in range(down):
-                    numbers = SUMS[m * across + n], LEFT[m], passing
-                    self.call("tdpbf16ps", *map(BYTE, numbers))
-        for m in range(down):
-            self.transfer(True, m, across, column, left)
-
-    def transfer(self, store: bool, m: int, across: int, column: ir.Value, left: ir.Value) -> None:
-        """The m-th registers side by side to C, or from D: through the buffer if not all is."""
-        b, sums, first = self.builder, SUMS[m * across : (m + 1) * across], self.at(m * SIDE)
-        name, array, step = (
-            ("tilestored64", self.c, self.ldc) if store else ("tileloadd64", self.d, self.ldd)
+        place = b.add(
+            b.mul(b.sdiv(column, panel), self.p_step),
+            b.mul(b.srem(column, panel), self.at(SIDE)),
         )
-        array = b.gep(array, [b.add(b.mul(first, step), column)])
+        for number in SUMS[: down * across]:
+            self.call("tilezero", BYTE(number))
+        depth = SIDE * (1 + max(chain(*self.products)))
+        with cgutils.for_range_slice(b, self.at(0), self.K, self.at(depth), self.index) as (k, _):
+            a = self.step(self.a, b.mul(k, self.at(SIDE)))
+            p = self.step(self.p, place, b.mul(k, panel))
+            held: dict[int, tuple[int, int]] = {}
+            for sums, first, second in self.order(down, across):
+                for (number, part, line), pointer, apart, beside in (
+                    (first, a, self.at(SIDE * SIDE), b.mul(self.at(SIDE), self.lda)),
+                    (second, p, self.at(SIDE * self.panel), self.at(SIDE * SIDE)),
+                ):
+                    if held.get(number) != (part, line):
+                        held[number] = part, line
+                        square = b.mul(self.at(part), apart), b.mul(self.at(line), beside)
+                        self.move("tileloadd64", number, self.step(pointer, *square), self.at(SIDE))
+                self.call("tdpbf16ps", *map(BYTE, (sums, first[0], second[0])))
+        for m in range(down):
+            self.finish(m, across, column, left)
+
+    def order(self, down: int, across: int) -> Iterator[tuple[int, Square, Square]]:
+        """The products of a step: numbers of the sums, of what passes of A and of P.
+
+        Those of an element always come in the same order. With two rows of registers for A and P
+        each, all sums take one pair of parts after the other; with one row all parts of A stay.
+        """
+        if down == 2:
+            for i, j in self.products:
+                for n, m in product(range(across), range(down)):
+                    yield SUMS[m * across + n], (4 + m, i, m), (6 + n, j, n)
+        else:
+            for part, of_p in groupby(self.products, lambda pair: pair[1]):
+                of_a = [i for i, _ in of_p]
+                for n, i in product(range(across), of_a):
+                    yield SUMS[n], (4 + i, i, 0), (7, part, n)
+
+    def finish(self, m: int, across: int, column: ir.Value, left: ir.Value) -> None:
+        """The m-th registers side by side to C, through the buffer if D is added or not all is."""
+        b, sums, first = self.builder, SUMS[m * across : (m + 1) * across], self.at(m * SIDE)
+        c, d = (
+            self.step(array, b.mul(first, step), column)
+            for array, step in ((self.c, self.ldc), (self.d, self.ldd))
+        )
         rows = b.sub(self.rows, first)
         whole = b.and_(
             b.icmp_signed(">=", rows, self.at(SIDE)),
             b.icmp_signed(">=", left, self.at(across * SIDE)),
         )
-        with b.if_else(whole) as (directly, through):
+        there = b.gep(self.buffer, [self.at(0), self.at(m * SIDE * across)])
+        there, width = b.bitcast(there, c.type), self.at(across * SIDE)
+        with b.if_else(b.and_(whole, b.not_(self.add))) as (directly, through):
             with directly:
                 for n, number in enumerate(sums):
-                    self.move(name, number, b.gep(array, [self.at(n * SIDE)]), step)
+                    self.move("tilestored64", number, self.step(c, self.at(n * SIDE)), self.ldc)
             with through:
-                there = b.gep(self.buffer, [self.at(0), self.at(m * SIDE * across)])
-                there = b.bitcast(there, array.type)
-                width = self.at(across * SIDE)
-                if store:
-                    for n, number in enumerate(sums):
-                        self.move(name, number, b.gep(there, [self.at(n * SIDE)]), width)
-                    self.copy(array, step, there, width, rows, across, left)
-                else:
-                    self.copy(there, width, array, step, rows, across, left)
-                    for n, number in enumerate(sums):
-                        self.move(name, number, b.gep(there, [self.at(n * SIDE)]), width)
+                for n, number in enumerate(sums):
+                    self.move("tilestored64", number, self.step(there, self.at(n * SIDE)), width)
+                self.copy(c, there, d, rows, across, left)
 
-    def copy(self, to, to_step, source, step, rows, across, left):
-        """Copy up to a register's rows of ``across`` vectors, the last of which is masked."""
+    def copy(self, c, there, d, rows, across, left):
+        """From the buffer to C, plus D if it is added; the last vector of a row is masked."""
         b = self.builder
         rows = b.select(b.icmp_signed("<", rows, self.at(SIDE)), rows, self.at(SIDE))
         masks = [None] * (across - 1) + [self.mask(b.sub(left, self.at((across - 1) * SIDE)))]
         with cgutils.for_range(b, rows, intp=self.index) as loop:
             for n, mask in enumerate(masks):
-                first, second = (
-                    b.gep(x, [b.add(b.mul(loop.index, s), self.at(n * SIDE))])
-                    for x, s in ((to, to_step), (source, step))
+                to, source, other = (
+                    self.step(x, b.mul(loop.index, step), self.at(n * SIDE))
+                    for x, step in ((c, self.ldc), (there, self.at(across * SIDE)), (d, self.ldd))
                 )
-                self.store(self.load(second, self.vector, mask), first, mask)
+                value = self.load(source, self.vector)
+                with b.if_else(self.add) as (add, not_):
+                    with add:
+                        total = b.fadd(self.load(other, self.vector, mask), value)
+                        added = b.block
+                    with not_:
+                        as_it_is = b.block
+                value = self.phi(self.vector, (total, added), (value, as_it_is))
+                self.store(value, to, mask)
 
     def move(self, name: str, number: int, first: ir.Value, step: ir.Value) -> None:
         """Load or store a register; its rows are ``step`` elements of 4 bytes apart."""
         b = self.builder
-        self.call(name, BYTE(number), b.bitcast(first, POINTER), b.mul(step, self.at(4)))
+        self.call(name, BYTE(number), b.bitcast(first, BYTES), b.mul(step, self.at(4)))
 
     def call(self, name: str, *args: ir.Value) -> None:
         """One of the unit's instructions; LLVM knows them by the numbers of the registers."""

@@ -16,6 +16,9 @@ from numba.extending import intrinsic, overload
 
 from charrnn.kernels.jit import HAS_BF16
 
+PARTS = 3
+"""Bfloat16 numbers that a float32 number is the sum of: each has 8 of its 24 bits."""
+
 
 def rounded(x: np.ndarray) -> np.ndarray:
     """The bits of float32 numbers rounded to bfloat16, as uint32."""
@@ -79,13 +82,37 @@ def emit_pair(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     return pairs
 
 
+def emit_parts(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> list[ir.Value]:
+    """Vectors of numbers as three vectors of pairs, whose sum they are exactly.
+
+    Each part is what is left of the number rounded to 8 bits, ties away from zero, so that it is
+    2^-8 of the one before at the most; the third one is all that is left. Numbers from 3.396e38 on
+    count as infinite, and the sum of an infinite number's parts is NaN; below 1e-33 parts are lost
+    that are less than the least normal number.
+    """
+    kind = ir.VectorType(ir.IntType(32), low.type.count)
+    half, upper = (_filled(kind, x) for x in (0x8000, 0xFFFF0000))
+    found, left = [], [low, high]
+    for last in (False, False, True):
+        bits = [b.bitcast(x, kind) for x in left]
+        if not last:
+            bits = [b.and_(b.add(x, half), upper) for x in bits]
+            left = [b.fsub(x, b.bitcast(part, x.type)) for x, part in zip(left, bits, strict=True)]
+        found.append(b.or_(b.lshr(bits[0], _filled(kind, 16)), b.and_(bits[1], upper)))
+    return found
+
+
 def emit_neighbours(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
     """Neighbours as pairs: those in ``first``, then those in ``second``."""
     if HAS_BF16:
         return _emit_halves(b, first, second)
+    return emit_pair(b, *emit_split(b, first, second))
+
+
+def emit_split(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> list[ir.Value]:
+    """Every other number of those in ``first`` and ``second``, and the others."""
     n = first.type.count
-    even, odd = (b.shuffle_vector(first, second, _indices(range(i, 2 * n, 2))) for i in (0, 1))
-    return emit_pair(b, even, odd)
+    return [b.shuffle_vector(first, second, _indices(range(i, 2 * n, 2))) for i in (0, 1)]
 
 
 def _emit_halves(b: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:

@@ -9,11 +9,11 @@ All functions have a Python body that says in NumPy what they do; it runs when t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic, overload, register_jitable
 
 from charrnn.kernels import amx
 from charrnn.kernels.bfloat16 import pairs, unpaired
@@ -26,7 +26,15 @@ from charrnn.kernels.pack import (
     steps,
     steps_of,
 )
-from charrnn.kernels.tile import ASKED, ROWS, UNROLLED, VECTORS, most_rows, tile, together
+from charrnn.kernels.tile import (
+    ASKED,
+    ROWS,
+    UNROLLED,
+    VECTORS,
+    by_matrix,
+    tile,
+    together,
+)
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
@@ -35,16 +43,58 @@ WIDEST = 512
 """Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
 NONE, ROW, MATRIX = range(3)
 """What `gemm` adds to its product."""
-DEEP = 1024
+DEEP = 1008
 """Most rows of a panel that `gemm` takes at a time: more would outgrow the second cache."""
 NEAR = 1 << 18
 """Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
 
 
+class Layout(NamedTuple):
+    """How products of some operands are made.
+
+    Attributes
+    ----------
+    rows : most of a tile
+    grain : rows that take a tile as long as one does
+    apart : elements between steps of a row of packed A, which may lie in `squares`
+    near : bytes of A that `gemm` reads again and again, beside panels
+    panels : of D that `gemm_tn` packs at a time
+    shallow : packed rows that a tile of `gemm_tn` takes: the first cache is to hold those of A
+    """
+
+    rows: int
+    grain: int
+    apart: int
+    near: int
+    panels: int
+    shallow: int
+
+
+BY_VECTOR = Layout(ROWS, 1, 1, NEAR, 1, DEPTH)
+BY_MATRIX = Layout(amx.ROWS, amx.SIDE, amx.SIDE, 2 * NEAR, 8, 192)
+
+
+def layout(operands: Any) -> Layout:
+    """That of ``operands``, or of what they are packed as."""
+    return BY_MATRIX if by_matrix(operands) else BY_VECTOR
+
+
+def layout_of(P):
+    """That of packed P."""
+    return layout(P.dtype)
+
+
+@overload(layout_of)
+def _layout_of(P):
+    found = layout(str(P.dtype))
+    return lambda P: found
+
+
 def scratch_size(k: int, dtype: Any) -> int:
     """Elements of scratch, of type `operand`, that `gemm_tn` needs for an A of ``k`` columns."""
-    rows = most_rows(dtype)
-    return steps(DEPTH, dtype) * (2 * panel(dtype) + -(-k // rows) * rows)
+    how = layout(dtype)
+    rows = -(-k // how.rows) * how.rows
+    return steps(DEPTH, dtype) * ((how.panels + 1) * panel(dtype) + rows)
 
 
 def gemm(C, A, P, D, turn, half, code):
@@ -62,14 +112,15 @@ def gemm(C, A, P, D, turn, half, code):
     C[...] = A @ W if D is None else D + A @ W
 
 
-def gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
+def gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
     """A weight gradient, or what the rows r0 <= r < r1 add to the part ``C[m0:m1, c0:c1]`` of it.
 
     ``C = A.T @ D[:, shift : shift + N]``, or ``+=``, for C (K, N), A (R, K) and D (R, at least
     shift + N) with contiguous rows. ``scratch`` has `scratch_size` elements; if it holds pairs of
-    bfloat16, A and D are rounded to such. Rows are added in blocks of `DEPTH` from row r0, the last
-    block first: the way back may come in several pieces. The end of a block asks for the D of the
-    one before.
+    bfloat16, A and D are rounded to such, or are their parts. Rows are added in blocks of `DEPTH`
+    from row r0, the last block first: the way back may come in several pieces. The end of a block
+    asks for the D of the one before. ``kept`` says that the call before has left this D packed in
+    the scratch: see `keeps`.
     """
     A, D = A[r0:r1, m0:m1], D[r0:r1, c0 + shift : c1 + shift]
     if scratch.dtype == np.uint32:
@@ -83,7 +134,7 @@ def halves(P, rows, k):
 
     Rows of one time step are the least. A kernel makes it once, before its time loop.
     """
-    return np.empty(rows * steps_of(P, k) if P.dtype == np.uint32 else 0, np.uint32)
+    return np.empty(0 if P.dtype.kind == "f" else rows * steps_of(P, k), P.dtype)
 
 
 @intrinsic
@@ -99,15 +150,27 @@ def address(typingctx, array):
 
 @overload(halves)
 def _halves(P, rows, k):
-    beyond = most_rows(str(P.dtype)) if P.dtype == types.uint32 else 0
+    unrounded = isinstance(P.dtype, types.Float)
 
     def impl(P, rows, k):
-        size = rows * steps_of(P, k)
-        room = np.empty(size + beyond * steps_of(P, k) + 16, np.uint32)
+        size = padded(P, rows) * steps_of(P, k)
+        room = np.empty(size + 16, P.dtype)
         start = -address(room) % 64 // 4
         return room[start : start + size]
 
-    return impl if P.dtype == types.uint32 else lambda P, rows, k: np.empty(0, np.uint32)
+    return (lambda P, rows, k: np.empty(0, P.dtype)) if unrounded else impl
+
+
+def factor(A, P, half):
+    """A (M, K) as `gemm` multiplies it by P: rounded in ``half`` if P is, for several products."""
+    return A
+
+
+@overload(factor)
+def _factor(A, P, half):
+    if P.dtype == A.dtype:
+        return lambda A, P, half: A
+    return lambda A, P, half: round_rows(half, np.expand_dims(A, 0))[0]
 
 
 @overload(gemm)
@@ -138,7 +201,8 @@ def _into_overload(C, A, P, D, added, turn, half, code):
         _into(C, A, P, D, added, turn, half, code)
 
     def impl_pairs(C, A, P, D, added, turn, half, code):
-        steps = max(1, half.size // max(1, A.shape[1] * P.shape[1]))
+        rows = 1 if A.shape[1] == 1 else padded(P, A.shape[1])
+        steps = max(1, half.size // max(1, rows * P.shape[1]))
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
             d = D[t0:t1] if added == MATRIX else D[0:1]
@@ -171,12 +235,12 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     if added == ROW:
         d_step = d_row = 0
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
-    most, grain = rows_of(P), grain_of(P)
-    tiles = -(-M // most)
+    how = layout_of(P)
+    tiles = -(-M // how.rows)
     near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
-    together = max(1, NEAR // max(1, M * min(K, DEEP) * A.itemsize))
+    together = max(1, how.near // max(1, M * min(K, DEEP) * A.itemsize))
     pieces = groups * -(-K // DEEP)
     for t0 in range(0, T, together):
         t1 = min(t0 + together, T)
@@ -189,8 +253,8 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
             for t in range(t0, t1):
                 m = 0
                 for left in range(tiles, 0, -1):
-                    rows = min(-(-(M - m) // (left * grain)) * grain, M - m)
-                    a0 = t * a_step + m * a_row + k0
+                    rows = min(-(-(M - m) // (left * how.grain)) * how.grain, M - m)
+                    a0 = t * a_step + m * a_row + k0 * how.apart
                     c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
                     if k0 == 0:
                         tile(
@@ -231,26 +295,11 @@ def _coming(P, N, group, groups, n, turn, calls, turns):
     return address(P) + p0 * P.itemsize, share, pace
 
 
-def rows_of(P):
-    """Most rows of a tile for P."""
-    return most_rows(P.dtype)
-
-
-@overload(rows_of)
-def _rows_of(P):
-    rows = most_rows(str(P.dtype))
-    return lambda P: rows
-
-
-def grain_of(P):
-    """Rows that take a tile for P as long as one does."""
-    return amx.SIDE if most_rows(P.dtype) == amx.ROWS else 1
-
-
-@overload(grain_of)
-def _grain_of(P):
-    grain = amx.SIDE if most_rows(str(P.dtype)) == amx.ROWS else 1
-    return lambda P: grain
+@register_jitable
+def padded(P, m):
+    """``m`` rows with those that the last tile for P reads, too."""
+    rows = layout_of(P).rows
+    return -(-m // rows) * rows
 
 
 @kernel
@@ -259,38 +308,47 @@ def _columns(left, group, width):
     return left if left <= group + width // VECTORS else group
 
 
-@overload(gemm_tn)
-def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
-    width = panel(str(D.dtype))
+def keeps(operands: Any, rows: int, columns: int) -> bool:
+    """Whether `gemm_tn` leaves all of its D packed in the scratch."""
+    return rows <= DEPTH and columns <= layout(operands).panels * panel(operands)
 
-    def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
-        ldc = C.strides[0] // C.itemsize
-        most, K = rows_of(scratch), steps_of(scratch, DEPTH)
-        tiles = -(-(m1 - m0) // most)
-        room = 2 * K * width
-        D_panels = scratch[:room].reshape(2, K, width)
-        A_rows = scratch[room : room + tiles * most * K].reshape(tiles * most, K)
+
+@overload(gemm_tn)
+def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
+    how, width = layout(str(scratch.dtype)), panel(str(D.dtype))
+    most, shallow, group = how.rows, how.shallow, how.panels * width
+
+    def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
+        ldc, K = C.strides[0] // C.itemsize, steps_of(scratch, DEPTH)
+        room = K * (group + width)
+        D_panels = scratch[:room].reshape(-1, K, width)
+        A_rows = scratch[room : room + padded(scratch, m1 - m0) * K].reshape(-1, K)
         newest = r0 + (r1 - r0 - 1) // DEPTH * DEPTH
         for r in range(newest, r0 - 1, -DEPTH):
             depth = min(DEPTH, r1 - r)
             k = steps_of(scratch, depth)
             pack_rows(A_rows, A[r : r + depth], m0, m1)
             before = D[max(0, r - DEPTH) : r, c0 + shift : c1 + shift]
-            left = tiles * max(1, -(-(c1 - c0 - width // VECTORS) // width))
+            tiles = -(-(m1 - m0) // most) * -(-k // shallow)
+            left = tiles * max(1, -(-(c1 - c0 - width // VECTORS) // group))
             j0 = c0
             while j0 < c1:
-                columns = _columns(c1 - j0, width, width)
+                columns = _columns(c1 - j0, group, width)
                 P, n = D_panels[: -(-columns // width)], j0 + shift
-                pack(P, D[r : r + depth], n, n + columns)
-                for i in range(tiles):
-                    m = m0 + i * most
-                    left -= 1
-                    next, pace = _ahead(before, left, k // UNROLLED, P)
-                    tile(
-                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, i * most * K,
-                        K, P, 0, K * width, k, min(most, m1 - m), columns,
-                        accumulate or r < newest, next, pace,
-                    )  # fmt: skip
+                if not kept:
+                    pack(P, D[r : r + depth], n, n + columns)
+                for m in range(m0, m1, most):
+                    for k0 in range(0, k, shallow):
+                        k1, next, pace = min(k0 + shallow, k), address(P), 0
+                        if how.apart == 1:  # the matrix unit loads no faster than it can
+                            left -= 1
+                            next, pace = _ahead(before, left, (k1 - k0) // UNROLLED, P)
+                        tile(
+                            code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows,
+                            (m - m0) * K + k0 * how.apart, K, P, k0 * width, K * width, k1 - k0,
+                            min(most, m1 - m), columns, accumulate or r < newest or k0 > 0,
+                            next, pace,
+                        )  # fmt: skip
                 j0 += columns
 
     return impl
@@ -312,6 +370,6 @@ def _ahead(x, left, turns, other):
 
 
 @kernel
-def weight_product(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code):
+def weight_product(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
     """`gemm_tn` as a kernel of its own."""
-    gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, accumulate, code)
+    gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code)

@@ -15,11 +15,11 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-from charrnn.kernels import amx
-from charrnn.kernels.bfloat16 import emit_neighbours, emit_pair, pair, pairs
+from charrnn.kernels import amx, squares
+from charrnn.kernels.bfloat16 import PARTS, emit_neighbours, emit_pair, pair, pairs
 from charrnn.kernels.jit import HAS_AMX, LINE_BYTES, VECTOR_BITS, kernel
-from charrnn.kernels.tile import VECTORS
-from charrnn.kernels.vector import Emitter
+from charrnn.kernels.tile import VECTORS, by_matrix
+from charrnn.kernels.vector import Emitter, transposed
 
 GRAIN = amx.SIDE if HAS_AMX else 1
 """Pairs that an inner dimension is a multiple of; those beyond the last are zero."""
@@ -27,7 +27,7 @@ GRAIN = amx.SIDE if HAS_AMX else 1
 
 def operand(dtype: Any) -> np.dtype[Any]:
     """What packed operands of products in ``dtype`` consist of: pairs for "bfloat16"."""
-    return np.dtype(np.uint32 if str(dtype) == "bfloat16" else dtype)
+    return np.dtype({"bfloat16": np.uint32, "parts": np.int32}.get(str(dtype), dtype))
 
 
 def lanes(dtype: Any) -> int:
@@ -37,9 +37,10 @@ def lanes(dtype: Any) -> int:
 
 def steps(k: int, dtype: Any) -> int:
     """Packed rows of an inner dimension of ``k``; the matrix unit takes `amx.SIDE` at a time."""
-    if operand(dtype) != np.uint32:
+    if operand(dtype).kind == "f":
         return k
-    return -(-k // (2 * GRAIN)) * GRAIN
+    parts = PARTS if operand(dtype) == np.int32 else 1
+    return -(-k // (2 * GRAIN)) * GRAIN * parts
 
 
 def panel(dtype: Any) -> int:
@@ -131,9 +132,10 @@ def steps_of(P, k):
 
 @overload(steps_of)
 def _steps_of(P, k):
-    if P.dtype == types.uint32:
-        return lambda P, k: (k + 2 * GRAIN - 1) // (2 * GRAIN) * GRAIN
-    return lambda P, k: k
+    if isinstance(P.dtype, types.Float):
+        return lambda P, k: k
+    unit = steps(1, str(P.dtype))
+    return lambda P, k: (k + 2 * GRAIN - 1) // (2 * GRAIN) * unit
 
 
 def whole_steps(P, k):
@@ -161,6 +163,10 @@ def pack(P, W, n0, n1):
 
     The panels may have room for more than K rows.
     """
+    return _pack(P, W, n0, n1)
+
+
+def _pack(P, W, n0, n1):
     width, K = P.shape[2], W.shape[0]
     for p in range(P.shape[0]):
         c0 = n0 + p * width
@@ -172,12 +178,21 @@ def pack(P, W, n0, n1):
             put_part(P, p, i, W, c0, columns)
 
 
+@overload(_pack)
+def _pack_overload(P, W, n0, n1):
+    return squares.pack if by_matrix(P.dtype) else _pack
+
+
 @kernel
 def pack_rows(P, A, m0, m1):
     """Pack the columns m0 <= m < m1 of A (K, at least m1) as rows: ``P[m - m0, k] = A[k, m]``.
 
     The last squares overlap those before them, so that all rows and steps lie in some.
     """
+    return _pack_rows(P, A, m0, m1)
+
+
+def _pack_rows(P, A, m0, m1):
     n, M, whole = lanes_of(A), m1 - m0, whole_steps(P, A.shape[0])
     if n > M or whole < n:
         whole = 0
@@ -189,9 +204,18 @@ def pack_rows(P, A, m0, m1):
             P[m, i] = element(P, A[:, m0 + m], i)
 
 
+@overload(_pack_rows)
+def _pack_rows_overload(P, A, m0, m1):
+    return squares.pack_rows if by_matrix(P.dtype) else _pack_rows
+
+
 @kernel
 def pack_t(P, W, n0, n1):
     """Pack the transpose of the same columns: ``P[p, k, j] = W[p * panel + j, n0 + k]``."""
+    return _pack_t(P, W, n0, n1)
+
+
+def _pack_t(P, W, n0, n1):
     width, n = P.shape[2], lanes_of(W)
     whole_k = (n1 - n0) // n * n
     for p in range(P.shape[0]):
@@ -206,9 +230,18 @@ def pack_t(P, W, n0, n1):
                 P[p, i, j] = element(P, W[c0 + j, n0:n1], i)
 
 
+@overload(_pack_t)
+def _pack_t_overload(P, W, n0, n1):
+    return squares.pack_t if by_matrix(P.dtype) else _pack_t
+
+
 @kernel
 def round_rows(half, A):
     """The rows of A (T, M, K) as pairs: a part of ``half`` of shape (T, M, `steps` of K)."""
+    return _round_rows(half, A)
+
+
+def _round_rows(half, A):
     T, M, K = A.shape
     n, size = lanes_of(half), steps_of(half, K)
     rounded = half[: T * M * size].reshape(T, M, size)
@@ -217,6 +250,11 @@ def round_rows(half, A):
             for i in range(0, size, n):
                 put_pairs(rounded, t, m, i, A)
     return rounded
+
+
+@overload(_round_rows)
+def _round_rows_overload(half, A):
+    return squares.round_rows if by_matrix(half.dtype) else _round_rows
 
 
 def put_pairs(rounded, t, m, i, A):
@@ -366,9 +404,9 @@ def _turner(pairs_first):
             count = 2 * n if mixed and pairs_first else n
             rows = [b.load(row(3, i), align=align) for i in range(count)]
             if mixed and pairs_first:
-                rows = _transposed(b, paired(rows))
+                rows = transposed(b, paired(rows))
             else:
-                rows = paired(_transposed(b, rows)) if mixed else _transposed(b, rows)
+                rows = paired(transposed(b, rows)) if mixed else transposed(b, rows)
             for i, value in enumerate(rows):
                 b.store(value, row(0, i), align=align)
             return context.get_dummy_value()
@@ -379,19 +417,3 @@ def _turner(pairs_first):
 
 
 _paired_then_turned, _turned_then_paired = _turner(True), _turner(False)
-
-
-def _transposed(builder, rows):
-    """The columns of n vectors of n lanes: exchanges of corners in blocks of 2, 4, 8, ... rows."""
-    n, step, rows = len(rows), 1, list(rows)
-    kind = ir.VectorType(ir.IntType(32), n)
-    while step < n:
-        low = ir.Constant(kind, [i if i & step == 0 else n + i - step for i in range(n)])
-        high = ir.Constant(kind, [i + step if i & step == 0 else n + i for i in range(n)])
-        for i in range(n):
-            if i & step == 0:
-                pair = rows[i], rows[i + step]
-                rows[i] = builder.shuffle_vector(*pair, low)
-                rows[i + step] = builder.shuffle_vector(*pair, high)
-        step *= 2
-    return rows

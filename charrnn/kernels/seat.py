@@ -54,12 +54,13 @@ def join(arrivals, seat):
 
 
 @kernel
-def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat, code):
+def add_product(gates, x, H, t, P, ids, Wx, b, m0, m1, u0, u1, arrivals, seat, code):
     """``gates[t] += h[t] @ W`` for a thread's `bounds` of rows and units; W (H, G H) packed as P.
 
-    With ``ids`` (T, B) gates first are what these select, see `gather`.
+    ``x`` is the `factor` that the thread's rows of h[t] are. With ``ids`` (T, B) gates first are
+    what these select, see `gather`.
     """
-    N, H, width = gates.shape[2], h.shape[2], P.shape[2]
+    N, width = gates.shape[2], P.shape[2]
     size = N if seat[PARTIES] == 1 else H  # alone: all gates in one product
     for first in range(0, N, size):
         n0 = min(N, (first + u0 + width - 1) // width * width)
@@ -67,6 +68,6 @@ def add_product(gates, h, t, P, ids, Wx, b, m0, m1, u0, u1, half, arrivals, seat
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, m0, m1, n0, n1)
         part = gates[t, m0:m1, n0:n1]
-        gemm(part, h[t, m0:m1], P[n0 // width :], part, t, half, code)
+        gemm(part, x, P[n0 // width :], part, t, x, code)
     if size < N and H % width > 0:  # a panel may lie across the units of two threads
         join(arrivals, seat)

@@ -11,7 +11,9 @@ from charrnn.kernels.reduce import maximum, total
 from charrnn.kernels.seat import bounds
 
 ROUNDED = 64
-"""Rows that are rounded to bfloat16 at a time, if one step's are fewer."""
+"""Rows that are rounded at a time, at the least, if one step's are fewer."""
+COLUMNS = 12
+"""Of the weights, for each of these rows, at the most: large ones are to pass by less often."""
 
 
 @kernel
@@ -21,7 +23,7 @@ def project(out, x, P, bias, r0, r1, seat, code):
     out (T, B, at least N), x (T, B, K), W packed as P, bias (N,).
     """
     m0, m1, n0, n1 = bounds(P, x.shape[1], bias.size, r0, r1, seat)
-    half = halves(P, max(m1 - m0, ROUNDED), x.shape[2])
+    half = halves(P, max(m1 - m0, ROUNDED, (n1 - n0) // COLUMNS), x.shape[2])
     part = out[:, m0:m1, n0:n1]
     gemm(part, x[:, m0:m1], P[n0 // P.shape[2] :], bias[n0:n1], 0, half, code)
 
@@ -33,7 +35,7 @@ def back_project(dx, dout, PT, N, r0, r1, seat, code):
     dout's rows may be longer than W's N columns: the first N count.
     """
     m0, m1, n0, n1 = bounds(PT, dx.shape[1], dx.shape[2], r0, r1, seat)
-    half = halves(PT, max(m1 - m0, ROUNDED), N)
+    half = halves(PT, max(m1 - m0, ROUNDED, (n1 - n0) // COLUMNS), N)
     gemm(dx[:, m0:m1, n0:n1], dout[:, m0:m1, :N], PT[n0 // PT.shape[2] :], None, 0, half, code)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
@@ -29,9 +29,8 @@ from charrnn.kernels.jit import (
     Code,
     kernel,
 )
-from charrnn.kernels.vector import TileEmitter
+from charrnn.kernels.vector import BYTES, TileEmitter
 
-BYTES = ir.PointerType(ir.IntType(8))
 Grid = list[list[ir.Value]]
 """Values by rows and vectors of a tile."""
 
@@ -71,8 +70,13 @@ def together(rows: int) -> int:
 
 
 def most_rows(operands: Any) -> int:
-    """Most rows of a tile of ``operands``, a dtype or "bfloat16"."""
-    return amx.ROWS if HAS_AMX and str(operands) in ("bfloat16", "uint32") else ROWS
+    """Most rows of a tile of ``operands``."""
+    return amx.ROWS if by_matrix(operands) else ROWS
+
+
+def by_matrix(operands: Any) -> bool:
+    """Whether the matrix unit multiplies ``operands``, or what they are packed as."""
+    return HAS_AMX and str(operands) in ("bfloat16", "uint32", "parts", "int32")
 
 
 @partial(kernel, by_address=True)
@@ -93,8 +97,11 @@ def _emit(
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         lanes = VECTOR_BITS // scalar.instance_type.bitwidth
-        by_matrix = most_rows(operand.instance_type) == amx.ROWS
-        tile = (amx.MatrixTile if by_matrix else Tile)(builder, *kinds, lanes, VECTORS)
+        tile = (amx.MatrixTile if by_matrix(operand.instance_type) else Tile)(
+            builder, *kinds, lanes, VECTORS
+        )
+        if operand.instance_type == types.int32:
+            tile.products = amx.OF_PARTS
         c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
@@ -113,15 +120,19 @@ def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
     return (*of, *[types.intp] * 11, types.boolean, *[types.intp] * 2)
 
 
+def tile_of(P: np.ndarray) -> Code:
+    """The code of `tile` for packed weights."""
+    return tile_for(P.dtype)
+
+
 def tile_for(operands: Any) -> Code:
-    """The code of `tile` for operands of a dtype, or pairs for "bfloat16".
+    """The code of `tile` for operands of a dtype, "bfloat16" or "parts", or as they are packed.
 
     Compiled once, it is called by all products: in each of them it would take seconds to optimise.
     """
-    if str(operands) == "bfloat16":
-        return Code(tile_code, _kinds(types.float32, types.uint32))
-    scalar = from_dtype(np.dtype(operands))
-    return Code(tile_code, _kinds(scalar, scalar))
+    packed = from_dtype(np.dtype({"bfloat16": "uint32", "parts": "int32"}.get(operands, operands)))
+    scalar = packed if isinstance(packed, types.Float) else types.float32
+    return Code(tile_code, _kinds(scalar, packed))
 
 
 @intrinsic(prefer_literal=False)
@@ -333,15 +344,6 @@ class Tile(TileEmitter):
                             if way is add:
                                 value = b.fadd(self.load(other, self.vector, mask), value)
                             self.store(value, to, mask)
-
-    def prefetch(self, pointer: ir.Value, *, to_write: bool) -> None:
-        """Ask for a line: for the first cache, to write to it, or for the second one, to read."""
-        b, number = self.builder, ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [BYTES] + [number] * 3)
-        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        locality, data = 3 if to_write else 2, 1
-        numbers = (ir.Constant(number, n) for n in (int(to_write), locality, data))
-        b.call(prefetch, [b.bitcast(pointer, BYTES), *numbers])
 
     def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         b = self.builder

@@ -8,6 +8,8 @@ from __future__ import annotations
 from llvmlite import ir
 from numba.core import cgutils
 
+BYTES = ir.PointerType(ir.IntType(8))
+
 
 class Emitter:
     """Writes code for vectors of ``lanes`` numbers of type ``scalar`` where a builder stands."""
@@ -71,9 +73,34 @@ class Emitter:
         store = self._masked("store", self.vector, ir.FunctionType(ir.VoidType(), kinds))
         b.call(store, [value, pointer, ir.Constant(ir.IntType(32), align), mask])
 
+    def prefetch(self, pointer: ir.Value, *, to_write: bool) -> None:
+        """Ask for a line: for the first cache, to write to it, or for the second one, to read."""
+        b, number = self.builder, ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [BYTES] + [number] * 3)
+        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        locality, data = 3 if to_write else 2, 1
+        numbers = (ir.Constant(number, n) for n in (int(to_write), locality, data))
+        b.call(prefetch, [b.bitcast(pointer, BYTES), *numbers])
+
     def _masked(self, name: str, kind: ir.VectorType, function: ir.FunctionType) -> ir.Function:
         full = f"llvm.masked.{name}.v{self.lanes}{kind.element.intrinsic_name}.p0"
         return cgutils.get_or_insert_function(self.builder.module, function, full)
+
+
+def transposed(builder, rows):
+    """The columns of n vectors of n lanes: exchanges of corners in blocks of 2, 4, 8, ... rows."""
+    n, step, rows = len(rows), 1, list(rows)
+    kind = ir.VectorType(ir.IntType(32), n)
+    while step < n:
+        low = ir.Constant(kind, [i if i & step == 0 else n + i - step for i in range(n)])
+        high = ir.Constant(kind, [i + step if i & step == 0 else n + i for i in range(n)])
+        for i in range(n):
+            if i & step == 0:
+                pair = rows[i], rows[i + step]
+                rows[i] = builder.shuffle_vector(*pair, low)
+                rows[i + step] = builder.shuffle_vector(*pair, high)
+        step *= 2
+    return rows
 
 
 class TileEmitter(Emitter):
