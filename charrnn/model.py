@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import weakref
 import zlib
 from functools import cached_property
@@ -14,7 +15,7 @@ from charrnn import cells
 from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
-from charrnn.kernels import jit
+from charrnn.kernels import amx, jit
 from charrnn.kernels.gemm import WIDEST, scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.kernels.tile import most_rows
@@ -27,10 +28,10 @@ from charrnn.threads import Team, memory
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
 
-FULL = 25
-"""Of every 32 rows as many at the least for products on the matrix unit."""
-MANY = 64
-"""Rows from which on these are faster with large matrices, too."""
+FULL = 0.78
+"""Share of the registers' rows that are to be filled for products on the matrix unit."""
+SUMMED = 64
+"""Rows from which on it makes weights' gradients."""
 NO_BF16 = (
     "this processor does not multiply bfloat16 (AVX512-BF16): --precision bf16 is float32 here"
 )
@@ -152,16 +153,23 @@ class Model:
         return self._scratch[operands]
 
     def operands_for(self, rows: int) -> Operands:
-        """What products of ``rows`` rows are made of.
+        """What products of a batch of ``rows`` rows and the weights are made of.
 
         The matrix unit makes those of float32 numbers from parts: as accurate, and faster if the
-        second cache holds the matrix and two threads' rows fill most of the registers,
-        or if rows are many.
+        second cache holds the matrix and rows fill the registers of all processors, or nearly,
+        or if there are twice as many. The number of threads has no part in it: it must not show.
         """
         if self.operands != "float32" or not jit.HAS_AMX:
             return Operands(self.operands, self.operands)
-        few, many = rows >= FULL * -(-rows // 32), rows >= MANY
-        return Operands(*("parts" if faster else "float32" for faster in (few, few and many)))
+        filled = amx.SIDE * (os.cpu_count() or 1)
+        few = rows >= FULL * filled * -(-rows // filled)
+        many = few and rows >= 2 * filled
+        return Operands(*("parts" if faster else "float32" for faster in (few, many)))
+
+    def operands_of_sums(self, rows: int) -> str:
+        """What products are made of that add ``rows`` rows up to weights' gradients."""
+        parts = self.operands == "float32" and jit.HAS_AMX and rows >= SUMMED
+        return "parts" if parts else self.operands
 
     def stack(self, training: bool, rows: int) -> Stack:
         """The packed weights, the same for all passes whose products are made of the same."""

@@ -234,7 +234,7 @@ class Pass(Inputs):
             self.stack, self.ids, training=self.training, dropout=dropout, chained=self.chained,
             like=like.window if like else None,
         )  # fmt: skip
-        self.shares = self.team.parts(B, self.parts, self._by_units(B))
+        self.shares = self.team.parts(B, self.parts, self._by_units(B), self.stack.grain)
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
         self._make_blocks()
         if self.training:
@@ -326,7 +326,7 @@ class Pass(Inputs):
         all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
-        operands = self.model.operands_for(self.ids.size).many
+        operands = self.model.operands_of_sums(self.ids.size)
         m0, m1, c0, c1 = 0, len(gradient), first, last
         count = panels(last - first, gradient.dtype)
         even = len(gradient) < last - first and count % self.parts == 0

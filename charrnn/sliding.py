@@ -80,7 +80,7 @@ class Sliding(Pass):
         batch.places[:] = ((begins + np.arange(K)[:, None]) * B).repeat(B, 1) + np.tile(
             np.arange(B), len(groups)
         )
-        shares = self.team.parts(V, self.parts, self._by_units(V))
+        shares = self.team.parts(V, self.parts, self._by_units(V), self.stack.grain)
         takes: list[Any] = [(batch.dx[-1], window.dx[-1], groups)]
         start = np.zeros_like(begins)
         for mine, whole in zip(batch.w, window.w, strict=True):

@@ -28,6 +28,7 @@ from charrnn.cells.base import (
 from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
+from charrnn.kernels.gemm import layout
 from charrnn.kernels.pack import aligned_zeros, pack, pack_t, packed
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import tile_of
@@ -59,6 +60,10 @@ class Stack:
     ----------
     grads : where gradients go; None for a stack that is not trained
     operands : what products with the weights are made of
+
+    Attributes
+    ----------
+    grain : rows of a batch that take as long as one
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Stack:
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
         self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
         gradient = grads is not None
+        self.grain = layout(operands.of(self.p[0]["Wh"].size)).grain
         layers = []
         for i, p in enumerate(self.p):
             layer = cell.packing(p, operands.of(p["Wh"].size), gradient)

@@ -143,8 +143,10 @@ class Team:
         """The way it works now."""
         return Way(self.size, self.size in self.contrary)
 
-    def parts(self, B: int, count: int, units: bool) -> list[Part]:
+    def parts(self, B: int, count: int, units: bool, grain: int = 1) -> list[Part]:
         """A batch of B rows in ``count`` parts, or fewer where there are no rows for them.
+
+        Less than ``grain`` rows are not worth a part, because they take as long as so many.
 
         With ``units`` all of the team share the units, even those without rows: their parts have
         to be the items of one phase, because they wait for each other.
@@ -152,7 +154,7 @@ class Team:
         if units:
             shared = [(self.arrivals, seat) for seat in self.seats]
         else:
-            shared = [(NOWHERE, ALONE)] * min(count, B)
+            shared = [(NOWHERE, ALONE)] * min(count, -(-B // grain))
         return [Part(*share(B, i, len(shared)), *s) for i, s in enumerate(shared)]
 
     def program(self, *phases: Phase) -> Program:

@@ -15,7 +15,6 @@ from support import Guards, equal, relative_error, same_bits
 from charrnn.kernels.amx import SIDE
 from charrnn.kernels.bfloat16 import PARTS, unpaired
 from charrnn.kernels.gemm import (
-    DEEP,
     DEPTH,
     NEAR,
     ROWS,
@@ -359,7 +358,7 @@ def test_a_product_of_many_steps(dtype: str, rows: int) -> None:
 def test_backwards_through_the_panels(dtype: str, guarded: Guards) -> None:
     """The second cache is to hold one of them; with and without a vector behind the last."""
     rng, width = np.random.default_rng(8), panel(dtype)
-    k = NEAR // (width * operand(dtype).itemsize) * steps_per_row(dtype)
+    k = depth_of(NEAR // (width * operand(dtype).itemsize), dtype)
     for n in (width - 1, *(3 * width + more for more in (0, 1, width // VECTORS, width - 1))):
         W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (8, k), dtype)
         P = packed(k, n, dtype)
@@ -374,7 +373,11 @@ def test_backwards_through_the_panels(dtype: str, guarded: Guards) -> None:
 @each_dtype
 def test_a_deep_product(dtype: str, guarded: Guards) -> None:
     """Of more rows of W than go through a tile at a time, added to nothing and to what is there."""
-    rng, n, k = np.random.default_rng(7), panel(dtype) + 3, 2 * steps_per_row(dtype) * DEEP + 7
+    rng, n, k = (
+        np.random.default_rng(7),
+        panel(dtype) + 3,
+        depth_of(2 * layout(dtype).deep, dtype) + 7,
+    )
     W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (8, k), dtype)
     P = packed(k, n, dtype)
     pack(P, W, 0, n)
@@ -385,9 +388,9 @@ def test_a_deep_product(dtype: str, guarded: Guards) -> None:
         assert equal(C, want)
 
 
-def steps_per_row(dtype: str) -> int:
-    """Rows of a matrix that a packed row holds."""
-    return 2 // steps(2, dtype)
+def depth_of(rows: int, dtype: str) -> int:
+    """The inner dimension that is packed in so many rows."""
+    return {"bfloat16": 2 * rows, "parts": 2 * rows // PARTS}.get(dtype, rows)
 
 
 # --- Weight gradients --------------------------------------------------------------------------
@@ -440,12 +443,12 @@ def asked(first: int, pace: int, turns: int) -> set[int]:
 
 @compiled_only
 @pytest.mark.parametrize("turn", (0, 1))
-@pytest.mark.parametrize(("k", "across"), ((40, 3), (DEEP + 900, 1)))
+@pytest.mark.parametrize(("k", "across"), ((40, 3), (layout("float32").deep + 900, 1)))
 def test_a_piece_of_the_weights_is_asked_for_while_the_one_before_is_used(
     k: int, across: int, turn: int
 ) -> None:
     width, groups, calls = panel("float32"), 3, 12
-    group, depths = across * width, -(-k // DEEP)
+    group, depths = across * width, -(-k // layout("float32").deep)
     n = groups * group - 1
     P = packed(k, n, "float32")
     places: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import networks
@@ -576,13 +577,19 @@ def test_which_products_are_made_of_parts(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(jit, "HAS_BF16", True)
     monkeypatch.setattr(jit, "HAS_AMX", True)
     plain, few, all_of_them = (("float32",) * 2, ("parts", "float32"), ("parts",) * 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert found(1, 24, 33, 49) == [plain] * 4
     assert found(25, 32, 50) == [few] * 3
     assert found(64, 100, 2500) == [all_of_them] * 3
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert found(32, 64, 99) == [plain] * 3
+    assert found(100, 128) == [few] * 2 and found(256) == [all_of_them]
     assert found(64, dtype="float64") == [("float64",) * 2]
     assert found(64, precision="bf16") == [("bfloat16",) * 2]
+    model = networks.make("lstm", dtype="float32")
+    assert [model.operands_of_sums(n) for n in (63, 64)] == ["float32", "parts"]
     monkeypatch.setattr(jit, "HAS_AMX", False)
-    assert found(1, 32, 64) == [plain] * 3
+    assert found(1, 32, 64, 256) == [plain] * 4 and model.operands_of_sums(64) == "float32"
 
 
 @matrix_unit
@@ -592,6 +599,7 @@ def test_parts_have_the_same_bits_for_any_threads(
     cell: str, units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pass, "_by_units", lambda self, B: units and self.parts > 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     for rows in (27, 64):
         one = training_bits(cell, 1, (5, rows), **LARGE)
         for threads in (2, 3, 7):
@@ -610,6 +618,7 @@ def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyP
         state = {name: array.astype(np.float32) for name, array in data.state.items()}
         return model.gradients(data.ids, data.targets, state).weights
 
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     exact, parts = gradients("float64"), gradients("float32")
     monkeypatch.setattr(jit, "HAS_AMX", False)
     float32 = gradients("float32")
@@ -622,8 +631,9 @@ def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyP
 
 @matrix_unit
 @each_cell
-def test_a_gradient_of_parts_in_pieces(cell: str) -> None:
+def test_a_gradient_of_parts_in_pieces(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are added block by block, and D stays packed from one product to the next."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     model = networks.make(cell, dtype="float32", threads=2, **LARGE)
     double = networks.make(cell, dtype="float64", **LARGE)
     for name, view in model.params.views.items():

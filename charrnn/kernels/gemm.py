@@ -43,8 +43,6 @@ WIDEST = 512
 """Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
 NONE, ROW, MATRIX = range(3)
 """What `gemm` adds to its product."""
-DEEP = 1008
-"""Most rows of a panel that `gemm` takes at a time: more would outgrow the second cache."""
 NEAR = 1 << 18
 """Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
 
@@ -56,6 +54,7 @@ class Layout(NamedTuple):
     ----------
     rows : most of a tile
     grain : rows that take a tile as long as one does
+    deep : most rows of a panel that `gemm` takes at a time: more would outgrow the second cache
     apart : elements between steps of a row of packed A, which may lie in `squares`
     near : bytes of A that `gemm` reads again and again, beside panels
     panels : of D that `gemm_tn` packs at a time
@@ -64,14 +63,15 @@ class Layout(NamedTuple):
 
     rows: int
     grain: int
+    deep: int
     apart: int
     near: int
     panels: int
     shallow: int
 
 
-BY_VECTOR = Layout(ROWS, 1, 1, NEAR, 1, DEPTH)
-BY_MATRIX = Layout(amx.ROWS, amx.SIDE, amx.SIDE, 2 * NEAR, 8, 192)
+BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, 1, DEPTH)
+BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 8, 192)
 
 
 def layout(operands: Any) -> Layout:
@@ -237,11 +237,11 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     how = layout_of(P)
     tiles = -(-M // how.rows)
-    near = NEAR // max(1, min(K, DEEP) * P.shape[2] * P.itemsize)
+    near = NEAR // max(1, min(K, how.deep) * P.shape[2] * P.itemsize)
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
-    together = max(1, how.near // max(1, M * min(K, DEEP) * A.itemsize))
-    pieces = groups * -(-K // DEEP)
+    together = max(1, how.near // max(1, M * min(K, how.deep) * A.itemsize))
+    pieces = groups * -(-K // how.deep)
     for t0 in range(0, T, together):
         t1 = min(t0 + together, T)
         for n in range(pieces):
@@ -274,11 +274,11 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
 @kernel
 def _piece(P, N, group, groups, n, turn):
     """What `_product` takes of P at a time: first column and row, how many, and where it begins."""
-    K, width = P.shape[1], P.shape[2]
-    depths = -(-K // DEEP)
-    i, k0 = n // depths, n % depths * DEEP
+    K, width, deep = P.shape[1], P.shape[2], layout_of(P).deep
+    depths = -(-K // deep)
+    i, k0 = n // depths, n % depths * deep
     j0 = (groups - 1 - i if turn % 2 else i) * group
-    return j0, k0, _columns(N - j0, group, width), min(DEEP, K - k0), (j0 // width * K + k0) * width
+    return j0, k0, _columns(N - j0, group, width), min(deep, K - k0), (j0 // width * K + k0) * width
 
 
 @kernel
