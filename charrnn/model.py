@@ -21,7 +21,7 @@ from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.kernels.tile import most_rows
 from charrnn.params import Params
 from charrnn.passes import Pass, State
-from charrnn.stack import Operands, Stack
+from charrnn.stack import NARROW, Operands, Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team, memory
 
@@ -160,16 +160,16 @@ class Model:
         or if there are twice as many. The number of threads has no part in it: it must not show.
         """
         if self.operands != "float32" or not jit.HAS_AMX:
-            return Operands(self.operands, self.operands)
+            return Operands(*[self.operands] * 3)
         filled = amx.SIDE * (os.cpu_count() or 1)
         few = rows >= FULL * filled * -(-rows // filled)
         many = few and rows >= 2 * filled
-        return Operands(*("parts" if faster else "float32" for faster in (few, many)))
+        return Operands(*("parts" if faster else "float32" for faster in (False, few, many)))
 
-    def operands_of_sums(self, rows: int) -> str:
-        """What products are made of that add ``rows`` rows up to weights' gradients."""
-        parts = self.operands == "float32" and jit.HAS_AMX and rows >= SUMMED
-        return "parts" if parts else self.operands
+    def operands_of_sums(self, rows: int, height: int) -> str:
+        """What products are made of that sum ``rows`` rows up to a gradient of so many rows."""
+        parts = jit.HAS_AMX and rows >= SUMMED and height >= NARROW
+        return "parts" if parts and self.operands == "float32" else self.operands
 
     def stack(self, training: bool, rows: int) -> Stack:
         """The packed weights, the same for all passes whose products are made of the same."""

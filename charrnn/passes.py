@@ -77,7 +77,7 @@ def merged(*phases: Phase) -> Phase:
 def by_units(model: Model, B: int, threads: int) -> bool | None:
     """Whether threads share a layer's units rather than B rows; None: it is too small for that."""
     H, gates = model.config.hidden_size, model.cell.gates
-    operands = model.operands_for(B).of(gates * H * H)
+    operands = model.operands_for(B).of(H, gates * H)
     size = gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
         return None
@@ -326,7 +326,7 @@ class Pass(Inputs):
         all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
-        operands = self.model.operands_of_sums(self.ids.size)
+        operands = self.model.operands_of_sums(self.ids.size, len(gradient))
         m0, m1, c0, c1 = 0, len(gradient), first, last
         count = panels(last - first, gradient.dtype)
         even = len(gradient) < last - first and count % self.parts == 0

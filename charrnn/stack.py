@@ -40,17 +40,22 @@ SMALL = 1 << 17
 """Weights that one thread packs alone."""
 FEW = 1 << 18
 """Elements of a matrix that the second cache holds as parts of float32 numbers: 1.5 MB of 2."""
+NARROW = 96
+"""Rows or columns of a matrix with less of which such parts are not worth making."""
 
 
 class Operands(NamedTuple):
-    """What products with a matrix of `FEW` elements or less are made of, and those with others."""
+    """What products with a narrow matrix are made of, with one of few elements, and with others."""
 
+    narrow: str
     few: str
     many: str
 
-    def of(self, elements: int) -> str:
-        """What those with a matrix of so many elements are made of."""
-        return self.few if elements <= FEW else self.many
+    def of(self, rows: int, columns: int) -> str:
+        """What those with such a matrix are made of."""
+        if min(rows, columns) < NARROW:
+            return self.narrow
+        return self.few if rows * columns <= FEW else self.many
 
 
 class Stack:
@@ -76,16 +81,16 @@ class Stack:
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
         self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
         gradient = grads is not None
-        self.grain = layout(operands.of(self.p[0]["Wh"].size)).grain
+        self.grain = layout(operands.of(*self.p[0]["Wh"].shape)).grain
         layers = []
         for i, p in enumerate(self.p):
-            layer = cell.packing(p, operands.of(p["Wh"].size), gradient)
+            layer = cell.packing(p, operands.of(*p["Wh"].shape), gradient)
             if not self.reads_ids(i):
-                layer += packed_pair("Wx", p["Wx"], operands.of(p["Wx"].size), gradient)
+                layer += packed_pair("Wx", p["Wx"], operands.of(*p["Wx"].shape), gradient)
             layers.append(layer)
         WyT = params.views["head.Wy"].T
         V, H = WyT.shape
-        there, back = (packed(*shape, operands.of(V * H)) for shape in ((H, V), (V, H)))
+        there, back = (packed(*shape, operands.of(V, H)) for shape in ((H, V), (V, H)))
         head = Packing({"Wy": there}, [(pack_t, (there, WyT, 0, H))], [])
         if gradient:  # both ways at the same time, block by block
             head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])

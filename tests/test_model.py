@@ -20,6 +20,7 @@ from charrnn.kernels.pack import panel
 from charrnn.kernels.seat import PARTIES
 from charrnn.model import Model
 from charrnn.passes import Pass
+from charrnn.stack import Operands
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_kind = pytest.mark.parametrize(("cell", "activation"), KINDS)
@@ -570,26 +571,31 @@ LARGE = dict(V=70, hidden_size=133, num_layers=2, embedding_size=133)
 
 
 def test_which_products_are_made_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(*rows: int, **options: Any) -> list[tuple[str, str]]:
+    def found(*rows: int, **options: Any) -> list[tuple[str, ...]]:
         model = networks.make("lstm", **{"dtype": "float32", **options})
         return [tuple(model.operands_for(n)) for n in rows]
 
     monkeypatch.setattr(jit, "HAS_BF16", True)
     monkeypatch.setattr(jit, "HAS_AMX", True)
-    plain, few, all_of_them = (("float32",) * 2, ("parts", "float32"), ("parts",) * 2)
+    plain, few, many = (
+        ("float32", *more)
+        for more in (("float32", "float32"), ("parts", "float32"), ("parts", "parts"))
+    )
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert found(1, 24, 33, 49) == [plain] * 4
     assert found(25, 32, 50) == [few] * 3
-    assert found(64, 100, 2500) == [all_of_them] * 3
+    assert found(64, 100, 2500) == [many] * 3
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert found(32, 64, 99) == [plain] * 3
-    assert found(100, 128) == [few] * 2 and found(256) == [all_of_them]
-    assert found(64, dtype="float64") == [("float64",) * 2]
-    assert found(64, precision="bf16") == [("bfloat16",) * 2]
+    assert found(100, 128) == [few] * 2 and found(256) == [many]
+    assert found(64, dtype="float64") == [("float64",) * 3]
+    assert found(64, precision="bf16") == [("bfloat16",) * 3]
+    assert [Operands("a", "b", "c").of(*s) for s in ((95, 999), (96, 96), (512, 513))] == [*"abc"]
     model = networks.make("lstm", dtype="float32")
-    assert [model.operands_of_sums(n) for n in (63, 64)] == ["float32", "parts"]
+    sums = [model.operands_of_sums(n, m) for n, m in ((63, 96), (64, 95), (64, 96))]
+    assert sums == ["float32", "float32", "parts"]
     monkeypatch.setattr(jit, "HAS_AMX", False)
-    assert found(1, 32, 64, 256) == [plain] * 4 and model.operands_of_sums(64) == "float32"
+    assert found(1, 32, 64, 256) == [plain] * 4 and model.operands_of_sums(64, 96) == "float32"
 
 
 @matrix_unit
