@@ -31,23 +31,16 @@ ROWS = 2 * SIDE
 REGISTERS = 8
 SUMS = (0, 1, 2, 3)
 """The registers of sums; what passes of A and P has the others."""
-WHOLE = ((0, 0),)
-OF_PARTS = ((2, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 2))
-"""Which parts of A and of P are multiplied, one after the other: neighbours have one in common."""
 Square = tuple[int, int, int]
 """A register, the part that it holds, and which of the squares side by side."""
 BYTE = ir.IntType(8)
 
 
 class MatrixTile(TileEmitter):
-    """Writes the IR: 2x2 registers of sums, or 1x4 for few rows, over the inner dimension.
+    """Writes the IR: 2x2 registers of sums, or 1x4 for few rows, over the inner dimension."""
 
-    Attributes
-    ----------
-    products : `WHOLE`, or `OF_PARTS` if A and P consist of such
-    """
-
-    products = WHOLE
+    products: tuple[tuple[int, int], ...] = ((0, 0),)
+    """Which parts of A and of P are multiplied, one after the other."""
 
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
@@ -185,3 +178,9 @@ class MatrixTile(TileEmitter):
         kind = ir.FunctionType(ir.VoidType(), [x.type for x in args])
         module = self.builder.module
         self.builder.call(cgutils.get_or_insert_function(module, kind, f"llvm.x86.{name}"), args)
+
+
+class PartsTile(MatrixTile):
+    """The tile of float32 products; neighbours have a part in common, which stays in its registers."""
+
+    products = ((2, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 2))

@@ -79,6 +79,13 @@ def by_matrix(operands: Any) -> bool:
     return HAS_AMX and str(operands) in ("bfloat16", "uint32", "parts", "int32")
 
 
+def _kind_of(operand: types.Type) -> type[TileEmitter]:
+    """What writes a tile of ``operand``."""
+    if not by_matrix(operand):
+        return Tile
+    return amx.PartsTile if operand == types.int32 else amx.MatrixTile
+
+
 @partial(kernel, by_address=True)
 def tile_code(
     scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace
@@ -97,11 +104,7 @@ def _emit(
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         lanes = VECTOR_BITS // scalar.instance_type.bitwidth
-        tile = (amx.MatrixTile if by_matrix(operand.instance_type) else Tile)(
-            builder, *kinds, lanes, VECTORS
-        )
-        if operand.instance_type == types.int32:
-            tile.products = amx.OF_PARTS
+        tile = _kind_of(operand.instance_type)(builder, *kinds, lanes, VECTORS)
         c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
