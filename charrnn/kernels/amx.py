@@ -181,6 +181,6 @@ class MatrixTile(TileEmitter):
 
 
 class PartsTile(MatrixTile):
-    """The tile of float32 products; neighbours have a part in common, which stays in its registers."""
+    """The tile of float32 products. Neighbours of them have a part in common, which stays."""
 
     products = ((2, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 2))
