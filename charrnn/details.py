@@ -17,7 +17,8 @@ MIB = 2**20
 def work(model: Model, options: Mapping[str, Any]) -> list[str]:
     """Lines on versions, processor, threads, kernels, the model's size, and options in force."""
     count, itemsize = model.params.count, model.params.flat.itemsize
-    unit = " (AMX)" if jit.HAS_AMX and model.operands == "bfloat16" else ""
+    units = {"bfloat16": " (AMX)", "float32": " (of many rows: three of bfloat16 each, AMX)"}
+    unit = units.get(model.operands, "") if jit.HAS_AMX else ""
     return [
         "versions   " + ", ".join(f"{name} {value}" for name, value in versions().items()),
         f"processor  {jit.PROCESSOR}, vectors of {jit.VECTOR_BITS} bits",

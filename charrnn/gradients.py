@@ -16,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from charrnn.cells.base import SLOPES, Arrays, Cell, Part
 from charrnn.errors import InputError
+from charrnn.kernels.pack import in_one_place
 from charrnn.kernels.program import make
 from charrnn.kernels.seat import ALONE, NOWHERE
 from charrnn.model import Model
@@ -87,7 +89,7 @@ class _Layer:
         self, cell: Cell, p: Arrays, values: Arrays, ids: np.ndarray, x: np.ndarray | None
     ) -> None:
         self.cell, self.p, self.values, self.ids, self.x = cell, p, values, ids, x
-        packing = cell.packing(p, "float64", True)
+        packing = cell.packing(p, partial(in_one_place, "float64"), True)
         for call in packing.back:
             make(call)
         self.k = packing.arrays

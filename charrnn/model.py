@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 import zlib
 from functools import cached_property
@@ -15,23 +14,20 @@ from charrnn import cells
 from charrnn.cells.base import Arrays
 from charrnn.config import ModelConfig, SampleConfig
 from charrnn.errors import InputError
-from charrnn.kernels import amx, jit
+from charrnn.kernels import jit
 from charrnn.kernels.gemm import WIDEST, scratch_size
 from charrnn.kernels.pack import aligned_zeros, operand
 from charrnn.kernels.tile import most_rows
+from charrnn.operands import of_batch
 from charrnn.params import Params
 from charrnn.passes import Pass, State
-from charrnn.stack import NARROW, Operands, Stack
+from charrnn.stack import Stack
 from charrnn.stepper import Stepper
 from charrnn.threads import Team, memory
 
 ONE_HOT_BOUND = 3**0.5
 """Bound of uniform weights of variance 1."""
 
-FULL = 0.78
-"""Share of the registers' rows that are to be filled for products on the matrix unit."""
-SUMMED = 64
-"""Rows from which on it makes weights' gradients."""
 NO_BF16 = (
     "this processor does not multiply bfloat16 (AVX512-BF16): --precision bf16 is float32 here"
 )
@@ -88,7 +84,7 @@ class Model:
         self.version = 0
         self._scratch: dict[str, np.ndarray] = {}
         self._passes: dict[Any, Pass] = {}
-        self._stacks: dict[Operands, Stack] = {}
+        self._stacks: dict[tuple[bool, tuple[str, ...]], Stack] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Weight name -> shape."""
@@ -152,34 +148,17 @@ class Model:
             self._scratch[operands] = aligned_zeros((self.team.most, size), operand(operands))
         return self._scratch[operands]
 
-    def operands_for(self, rows: int) -> Operands:
-        """What products of a batch of ``rows`` rows and the weights are made of.
-
-        The matrix unit makes those of float32 numbers from parts: as accurate, and faster if the
-        second cache holds the matrix and rows fill the registers of all processors, or nearly,
-        or if there are twice as many. The number of threads has no part in it: it must not show.
-        """
-        if self.operands != "float32" or not jit.HAS_AMX:
-            return Operands(*[self.operands] * 3)
-        filled = amx.SIDE * (os.cpu_count() or 1)
-        few = rows >= FULL * filled * -(-rows // filled)
-        many = few and rows >= 2 * filled
-        return Operands(*("parts" if faster else "float32" for faster in (False, few, many)))
-
-    def operands_of_sums(self, rows: int, height: int) -> str:
-        """What products are made of that sum ``rows`` rows up to a gradient of so many rows."""
-        parts = jit.HAS_AMX and rows >= SUMMED and height >= NARROW
-        return "parts" if parts and self.operands == "float32" else self.operands
-
     def stack(self, training: bool, rows: int) -> Stack:
-        """The packed weights, the same for all passes whose products are made of the same."""
-        operands = self.operands_for(rows)
-        stack = self._stacks.get(operands)
-        if stack is None or (training and not stack.g):
-            grads = self.grads if training else None
-            stack = Stack(self.config, self.cell, self.params, grads, operands)
-            self._stacks[operands] = stack
-        return stack
+        """The packed weights for batches of ``rows`` rows; those of equal operands share them."""
+        operands = of_batch(self.operands, rows)
+        kinds = tuple(operands.of(*shape) for shape in self.shapes().values() if len(shape) == 2)
+        for key in ((True, kinds), (training, kinds)):  # who trains can do all
+            if key in self._stacks:
+                return self._stacks[key]
+        grads = self.grads if training else None
+        memory = next((other.memory for other in self._stacks.values() if other.g), ())
+        self._stacks[key] = Stack(self.config, self.cell, self.params, grads, operands, memory)
+        return self._stacks[key]
 
     def pack(self, stack: Stack) -> None:
         """Bring packed weights up to date."""
@@ -188,7 +167,13 @@ class Model:
             if threads not in stack.packing:
                 stack.packing[threads] = self.team.program(stack.pack(threads))
             stack.packing[threads].run()
+            self.unpacked()
             stack.version = self.version
+
+    def unpacked(self) -> None:
+        """No stack's weights are packed for the way there any more: they may share memory."""
+        for stack in self._stacks.values():
+            stack.version = -1
 
     # -- running --------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import most_rows, tile_for, tile_of
+from charrnn.operands import of_batch, of_sums
 from charrnn.stack import Window
 from charrnn.threads import LINE, Item, Phase, Program, Way, share
 
@@ -77,7 +78,7 @@ def merged(*phases: Phase) -> Phase:
 def by_units(model: Model, B: int, threads: int) -> bool | None:
     """Whether threads share a layer's units rather than B rows; None: it is too small for that."""
     H, gates = model.config.hidden_size, model.cell.gates
-    operands = model.operands_for(B).of(H, gates * H)
+    operands = of_batch(model.operands, B).of(H, gates * H)
     size = gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
         return None
@@ -326,7 +327,7 @@ class Pass(Inputs):
         all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
-        operands = self.model.operands_of_sums(self.ids.size, len(gradient))
+        operands = of_sums(self.model.operands, self.ids.size, len(gradient))
         m0, m1, c0, c1 = 0, len(gradient), first, last
         count = panels(last - first, gradient.dtype)
         even = len(gradient) < last - first and count % self.parts == 0
@@ -401,7 +402,7 @@ class Pass(Inputs):
     def run_packing(self, program: Program, rounds: int = 1) -> None:
         """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""
         program.run(rounds)
-        self.stack.version = -1
+        self.model.unpacked()
 
     def run_gradients(self) -> float:
         self.run_packing(self.gradient_program)

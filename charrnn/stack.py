@@ -10,7 +10,9 @@ neither, ``x[l+1]`` is h_l itself: no copy. ``dx`` mirrors ``x`` on the way back
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,33 +31,16 @@ from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.gemm import layout
-from charrnn.kernels.pack import aligned_zeros, pack, pack_t, packed
+from charrnn.kernels.pack import aligned_zeros, in_one_place, pack, pack_t
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import tile_of
+from charrnn.operands import Operands
 from charrnn.params import Params
 from charrnn.threads import LINE, Part, Phase, Program, share
 
 NO_IDS = np.empty((0, 0), np.int32)
 SMALL = 1 << 17
 """Weights that one thread packs alone."""
-FEW = 1 << 18
-"""Elements of a matrix that the second cache holds as parts of float32 numbers: 1.5 MB of 2."""
-NARROW = 96
-"""Rows or columns of a matrix with less of which such parts are not worth making."""
-
-
-class Operands(NamedTuple):
-    """What products with a narrow matrix are made of, with one of few elements, and with others."""
-
-    narrow: str
-    few: str
-    many: str
-
-    def of(self, rows: int, columns: int) -> str:
-        """What those with such a matrix are made of."""
-        if min(rows, columns) < NARROW:
-            return self.narrow
-        return self.few if rows * columns <= FEW else self.many
 
 
 class Stack:
@@ -65,6 +50,7 @@ class Stack:
     ----------
     grads : where gradients go; None for a stack that is not trained
     operands : what products with the weights are made of
+    memory : for packed weights, in their order: that of another stack, which is not used meanwhile
 
     Attributes
     ----------
@@ -73,7 +59,7 @@ class Stack:
 
     def __init__(
         self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None,
-        operands: Operands,
+        operands: Operands, memory: Sequence[np.ndarray] = (),
     ) -> None:  # fmt: skip
         self.config, self.cell = config, cell
         self.embedding = params.views.get("embedding")
@@ -81,16 +67,19 @@ class Stack:
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
         self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
         gradient = grads is not None
+        self.memory: list[np.ndarray] = []
+        self._given = list(memory)
         self.grain = layout(operands.of(*self.p[0]["Wh"].shape)).grain
         layers = []
         for i, p in enumerate(self.p):
-            layer = cell.packing(p, operands.of(*p["Wh"].shape), gradient)
+            layer = cell.packing(p, partial(self._room, operands.of(*p["Wh"].shape)), gradient)
             if not self.reads_ids(i):
-                layer += packed_pair("Wx", p["Wx"], operands.of(*p["Wx"].shape), gradient)
+                room = partial(self._room, operands.of(*p["Wx"].shape))
+                layer += packed_pair("Wx", p["Wx"], room, gradient)
             layers.append(layer)
         WyT = params.views["head.Wy"].T
         V, H = WyT.shape
-        there, back = (packed(*shape, operands.of(V, H)) for shape in ((H, V), (V, H)))
+        there, back = (self._room(operands.of(V, H), *shape)[0] for shape in (((H, V),), ((V, H),)))
         head = Packing({"Wy": there}, [(pack_t, (there, WyT, 0, H))], [])
         if gradient:  # both ways at the same time, block by block
             head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])
@@ -101,6 +90,12 @@ class Stack:
         """What runs `pack`, by the number of threads."""
         self.version = -1
         """Version of the weights that are packed for the way there; -1 if none are."""
+
+    def _room(self, operands: str, *shapes: tuple[int, int]) -> list[np.ndarray]:
+        given = self._given.pop(0) if self._given else None
+        found = in_one_place(operands, *shapes, memory=given)
+        self.memory.append(max(found, key=np.size).reshape(-1).view(np.uint8))
+        return found
 
     def pack(self, threads: int) -> Phase:
         """Packs the weights for the way there."""

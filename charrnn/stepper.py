@@ -85,7 +85,6 @@ class Stepper:
         self._history = np.full((batch, PENALTY_REACH), -1, np.int32)
         self._steps = np.zeros((len(self.run.shares), 2), np.int64)
         self._program = model.team.program([self._item(i) for i in range(len(self.run.shares))])
-        model.pack(self.run.stack)
 
     def _item(self, i: int) -> Item:
         """One thread's part of a step."""
@@ -177,6 +176,7 @@ class Stepper:
         """
         self._random[: len(u)] = u
         self._steps[:, 0] = 0
+        self.model.pack(self.run.stack)
         self._program.run(len(u))
         out = self._out[: len(u)].copy()
         if out.min(initial=0) < 0:

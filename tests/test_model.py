@@ -13,14 +13,14 @@ from networks import KINDS, NETWORKS, B, H, T, V, Window
 from support import assert_close, same_bits
 
 from charrnn import passes
-from charrnn.config import CELLS, ModelConfig
+from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels import jit
 from charrnn.kernels.pack import panel
 from charrnn.kernels.seat import PARTIES
 from charrnn.model import Model
 from charrnn.passes import Pass
-from charrnn.stack import Operands
+from charrnn.stepper import Stepper
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_kind = pytest.mark.parametrize(("cell", "activation"), KINDS)
@@ -570,34 +570,6 @@ LARGE = dict(V=70, hidden_size=133, num_layers=2, embedding_size=133)
 """More than a panel of each kind of columns, and no whole number of them."""
 
 
-def test_which_products_are_made_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(*rows: int, **options: Any) -> list[tuple[str, ...]]:
-        model = networks.make("lstm", **{"dtype": "float32", **options})
-        return [tuple(model.operands_for(n)) for n in rows]
-
-    monkeypatch.setattr(jit, "HAS_BF16", True)
-    monkeypatch.setattr(jit, "HAS_AMX", True)
-    plain, few, many = (
-        ("float32", *more)
-        for more in (("float32", "float32"), ("parts", "float32"), ("parts", "parts"))
-    )
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert found(1, 24, 33, 49) == [plain] * 4
-    assert found(25, 32, 50) == [few] * 3
-    assert found(64, 100, 2500) == [many] * 3
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert found(32, 64, 99) == [plain] * 3
-    assert found(100, 128) == [few] * 2 and found(256) == [many]
-    assert found(64, dtype="float64") == [("float64",) * 3]
-    assert found(64, precision="bf16") == [("bfloat16",) * 3]
-    assert [Operands("a", "b", "c").of(*s) for s in ((95, 999), (96, 96), (512, 513))] == [*"abc"]
-    model = networks.make("lstm", dtype="float32")
-    sums = [model.operands_of_sums(n, m) for n, m in ((63, 96), (64, 95), (64, 96))]
-    assert sums == ["float32", "float32", "parts"]
-    monkeypatch.setattr(jit, "HAS_AMX", False)
-    assert found(1, 32, 64, 256) == [plain] * 4 and model.operands_of_sums(64, 96) == "float32"
-
-
 @matrix_unit
 @pytest.mark.parametrize("units", (False, True))
 @each_cell
@@ -652,3 +624,43 @@ def test_a_gradient_of_parts_in_pieces(cell: str, monkeypatch: pytest.MonkeyPatc
     for name, gradient in want.weights.items():
         scale = np.abs(gradient).max()
         assert np.abs(got.weights[name] - gradient).max() < 1e-5 * scale, name
+
+
+@matrix_unit
+def test_float32_and_parts_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed weights of few rows and of many, one after the other, in any order."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    def bits(model: Model, rows: int) -> dict[str, np.ndarray]:
+        data = networks.window(model, 5, rows)
+        losses, _ = model.losses(data.ids, data.targets, data.state)
+        gradients = model.gradients(data.ids, data.targets, data.state).weights
+        return {name: array.copy() for name, array in gradients.items()} | {"losses": losses}
+
+    alone = {r: bits(networks.make("lstm", dtype="float32", **LARGE), r) for r in (3, 64)}
+    model = networks.make("lstm", dtype="float32", **LARGE)
+    for rows in (64, 3, 3, 64, 3):
+        assert_same_bits(bits(model, rows), alone[rows])
+    few, many = (model.stack(True, rows) for rows in (3, 64))
+    for i in range(2):
+        assert few.k[i]["Wh"].dtype == np.float32 and many.k[i]["Wh"].dtype == np.int32
+        assert np.shares_memory(few.k[i]["Wh"], many.k[i]["Wh"])
+
+
+@matrix_unit
+def test_samples_go_on_after_other_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    found = []
+    for disturbed in (False, True):
+        model = networks.make("lstm", dtype="float32", **LARGE)
+        data = networks.window(model, 5, 64)
+        model.gradients(data.ids, data.targets)
+        stepper = Stepper(model, 2, SampleConfig())
+        stepper.feed(np.zeros((3, 2), np.int32))
+        drawn = []
+        for step in range(4):
+            if disturbed:
+                model.losses(data.ids, data.targets)
+            drawn.append(stepper.draw(np.full((7, 2), 0.1 + 0.2 * step)))
+        found.append(np.concatenate(drawn))
+    assert same_bits(*found)

@@ -26,10 +26,12 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from charrnn.kernels.pack import pack, pack_t, packed
+from charrnn.kernels.pack import pack, pack_t
 from charrnn.threads import Call, Part, share
 
 Arrays = dict[str, np.ndarray]
+Room = Callable[..., list[np.ndarray]]
+"""Packed matrices of some shapes (K, N), which use the same memory one after the other."""
 
 SLOPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": lambda y: 1 - y**2,
@@ -104,9 +106,9 @@ class Cell(ABC):
         shapes |= {"gates": (T, B, self.gates * H), "dh": (T, B, H)}
         return shapes | {"ways": (T, B)} | {f"d{s}0": (B, H) for s in self.states}
 
-    def packing(self, p: Arrays, operands: str, gradient: bool) -> Packing:
-        """The recurrent weights, packed as type ``operands``; with ``gradient`` both ways."""
-        return packed_pair("Wh", p["Wh"], operands, gradient)
+    def packing(self, p: Arrays, room: Room, gradient: bool) -> Packing:
+        """The recurrent weights, packed in ``room``; with ``gradient`` both ways."""
+        return packed_pair("Wh", p["Wh"], room, gradient)
 
     @abstractmethod
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
@@ -184,15 +186,15 @@ def whole(gradient: np.ndarray, inputs: np.ndarray, dgates: np.ndarray) -> Produ
 
 
 def packed_pair(
-    name: str, W: np.ndarray, operands: str, gradient: bool, n0: int = 0, n1: int | None = None
+    name: str, W: np.ndarray, room: Room, gradient: bool, n0: int = 0, n1: int | None = None
 ) -> Packing:
     """Columns n0 <= n < n1 of W packed for ``x @ W`` and, as ``nameT``, for ``dy @ W.T``."""
     n1 = W.shape[1] if n1 is None else n1
-    there, back = packed(len(W), n1 - n0, operands), packed(n1 - n0, len(W), operands)
+    shapes = ((len(W), n1 - n0), (n1 - n0, len(W)))
     if not gradient:
+        (there,) = room(*shapes[:1])
         return Packing({name: there}, [(pack, (there, W, n0, n1))], [])
-    room = max(there, back, key=np.size).reshape(-1)
-    there, back = (room[: x.size].reshape(x.shape) for x in (there, back))
+    there, back = room(*shapes)
     return Packing(
         {name: there, name + "T": back},
         [(pack, (there, W, n0, n1))],

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.cells.base import Arrays, Call, Cell, Packing, Part, Product, packed_pair, rows
+from charrnn.cells.base import Arrays, Call, Cell, Packing, Part, Product, Room, packed_pair, rows
 from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import factor, gemm, halves
@@ -98,10 +98,10 @@ class GRU(Cell):
     def work_shapes(self, T: int, B: int, H: int) -> dict[str, tuple[int, ...]]:
         return super().work_shapes(T, B, H) | {"gates": (T, B, 4 * H)}
 
-    def packing(self, p: Arrays, operands: str, gradient: bool) -> Packing:
+    def packing(self, p: Arrays, room: Room, gradient: bool) -> Packing:
         H = len(p["Wh"])
-        gates = packed_pair("Wh_rz", p["Wh"], operands, gradient, 0, 2 * H)
-        return gates + packed_pair("Wh_n", p["Wh"], operands, gradient, 2 * H)
+        gates = packed_pair("Wh_rz", p["Wh"], room, gradient, 0, 2 * H)
+        return gates + packed_pair("Wh_n", p["Wh"], room, gradient, 2 * H)
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         arrays = (w["h"], w["gates"], ids, p["Wx"], p["b"], p["bhn"], k["Wh_rz"], k["Wh_n"])

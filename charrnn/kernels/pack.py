@@ -55,7 +55,24 @@ def panels(columns: int, dtype: Any) -> int:
 
 def packed(k: int, n: int, dtype: Any) -> np.ndarray:
     """Room for a packed (K, N) matrix: zeros of shape (panels, K, panel)."""
-    return aligned_zeros((panels(n, dtype), steps(k, dtype), panel(dtype)), operand(dtype))
+    (array,) = in_one_place(dtype, (k, n))
+    return array
+
+
+def in_one_place(
+    dtype: Any, *shapes: tuple[int, int], memory: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Room for packed matrices (K, N), one after the other: all begin where the memory does.
+
+    ``memory`` consists of bytes; if it is None or too small there is new one, of zeros.
+    """
+    found = [(panels(n, dtype), steps(k, dtype), panel(dtype)) for k, n in shapes]
+    size = max(int(np.prod(shape)) for shape in found)
+    kind = operand(dtype)
+    if memory is None or memory.nbytes < size * kind.itemsize:
+        memory = aligned_zeros((size,), kind)
+    flat = memory.view(kind)
+    return [flat[: int(np.prod(shape))].reshape(shape) for shape in found]
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic, overload, register_jitable
 
 from charrnn.kernels.amx import SIDE
@@ -43,71 +43,55 @@ def square(neighbours: bool, turned: bool):
         """
 
         def codegen(context, builder, signature, args):
+            b, e = builder, Emitter(builder, ir.FloatType(), SIDE)
             to, apart, r, c, rows, columns = (args[i] for i in (1, 2, 4, 5, 6, 7))
-            e = Emitter(builder, ir.FloatType(), SIDE)
             packed, source = (
-                context.make_array(signature.args[i])(context, builder, value=args[i])
-                for i in (0, 3)
+                context.make_array(signature.args[i])(context, b, value=args[i]) for i in (0, 3)
             )
-            step = builder.extract_value(source.strides, 0)
-            first = e.step(builder.bitcast(source.data, BYTES), builder.mul(r, step))
-            first = e.step(builder.bitcast(first, e.vector.element.as_pointer()), c)
-            down, across = builder.sub(rows, r), builder.sub(columns, c)
-            high, wide = (SIDE, 2 * SIDE) if neighbours else (2 * SIDE, SIDE)
-            whole = builder.and_(
-                builder.icmp_signed(">=", down, e.at(high)),
-                builder.icmp_signed(">=", across, e.at(wide)),
-            )
+            step, count = b.extract_value(source.strides, 0), PARTS if P.dtype == types.int32 else 1
+            first = e.step(b.bitcast(source.data, BYTES), b.mul(r, step))
+            first = e.step(b.bitcast(first, e.vector.element.as_pointer()), c)
+            down, across = b.sub(rows, r), b.sub(columns, c)
             to = e.step(packed.data, to)
-            how = to, apart, neighbours, turned, P.dtype == types.int32
-            with builder.if_else(whole) as (all_of_it, some):
-                with all_of_it:
-                    _Square(e, first, step, None, None).fill(*how)
-                with some:
-                    _Square(e, first, step, down, across).fill(*how)
+            masks = [e.mask(b.sub(across, e.at(i))) for i in ((0, SIDE) if neighbours else (0,))]
+
+            def load(row, column):
+                """16 numbers of a row; zeros where there are none."""
+                start = e.step(b.bitcast(first, BYTES), b.mul(step, row))
+                start = e.step(b.bitcast(start, first.type), e.at(column * SIDE))
+                none = ir.Constant(masks[column].type, None)
+                mask = b.select(b.icmp_signed("<", row, down), masks[column], none)
+                return e.load(start, e.vector, mask)
+
+            def line(q, i):
+                place = e.step(to, b.mul(apart, q), b.mul(e.at(SIDE), i))
+                return b.bitcast(place, ir.VectorType(ir.IntType(32), SIDE).as_pointer())
+
+            with cgutils.for_range(b, e.at(SIDE), intp=e.index) as loop:
+                i = loop.index
+                if neighbours:
+                    pair = load(i, 0), load(i, 1)
+                    found = emit_split(b, *pair) if count > 1 else pair
+                else:
+                    twice = b.mul(i, e.at(2))
+                    found = load(twice, 0), load(b.add(twice, e.at(1)), 0)
+                if count > 1:
+                    lines = emit_parts(b, *found)
+                else:
+                    lines = [(emit_neighbours if neighbours else emit_pair)(b, *found)]
+                for q, value in enumerate(lines):
+                    b.store(value, line(e.at(q), i), align=4)
+            if turned:
+                with cgutils.for_range(b, e.at(count), intp=e.index) as loop:
+                    places = [line(loop.index, e.at(i)) for i in range(SIDE)]
+                    values = transposed(b, [b.load(place, align=4) for place in places])
+                    for value, place in zip(values, places, strict=True):
+                        b.store(value, place, align=4)
             return context.get_dummy_value()
 
         return types.void(P, *[types.intp] * 2, W, *[types.intp] * 4), codegen
 
     return put
-
-
-class _Square:
-    """Writes the code for one square from rows of float32 numbers, of which so many are there."""
-
-    def __init__(self, e, first, step, down, across):
-        self.e, self.first, self.step, self.down, self.across = e, first, step, down, across
-        self.masks = {}
-
-    def vector(self, row, column):
-        """16 numbers of a row; zeros where there are none."""
-        e, b = self.e, self.e.builder
-        start = e.step(b.bitcast(self.first, BYTES), b.mul(self.step, e.at(row)))
-        start = e.step(b.bitcast(start, self.first.type), e.at(column))
-        if self.down is None:
-            return e.load(start, e.vector)
-        if column not in self.masks:
-            self.masks[column] = e.mask(b.sub(self.across, e.at(column)))
-        mask = self.masks[column]
-        there = b.icmp_signed(">", self.down, e.at(row))
-        return e.load(start, e.vector, b.select(there, mask, ir.Constant(mask.type, None)))
-
-    def fill(self, to, apart, neighbours, turned, parts):
-        e, b = self.e, self.e.builder
-        rows = []
-        for i in range(SIDE):
-            if neighbours:
-                loaded = self.vector(i, 0), self.vector(i, SIDE)
-            else:
-                loaded = self.vector(2 * i, 0), self.vector(2 * i + 1, 0)
-            if parts:
-                rows.append(emit_parts(b, *(emit_split(b, *loaded) if neighbours else loaded)))
-            else:
-                rows.append([(emit_neighbours if neighbours else emit_pair)(b, *loaded)])
-        for q, lines in enumerate(zip(*rows, strict=True)):
-            for i, line in enumerate(transposed(b, lines) if turned else lines):
-                place = e.step(to, b.mul(apart, e.at(q)), e.at(i * SIDE))
-                b.store(line, b.bitcast(place, line.type.as_pointer()), align=4)
 
 
 _down, _down_turned = square(False, False), square(False, True)

@@ -1,0 +1,57 @@
+"""Which products are made of parts: by shapes and machine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from charrnn.kernels import jit
+from charrnn.operands import FEW, NARROW, SUMMED, Operands, of_batch, of_sums
+
+PLAIN = ("float32", "float32", "float32")
+SMALL = ("float32", "parts", "float32")
+ALL = ("float32", "parts", "parts")
+
+
+@pytest.mark.parametrize(
+    ("processors", "rows", "wanted"),
+    (
+        *((1, rows, PLAIN) for rows in (1, 12, 17)),
+        *((1, rows, SMALL) for rows in (13, 16)),
+        *((1, rows, ALL) for rows in (32, 1000)),
+        *((2, rows, PLAIN) for rows in (1, 16, 24, 33, 49)),
+        *((2, rows, SMALL) for rows in (25, 32, 50, 63)),
+        *((2, rows, ALL) for rows in (64, 100, 2500)),
+        *((8, rows, PLAIN) for rows in (32, 64, 99)),
+        *((8, rows, SMALL) for rows in (100, 128)),
+        (8, 256, ALL),
+    ),
+)
+def test_of_batch(
+    processors: int, rows: int, wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "HAS_AMX", True)
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    assert of_batch("float32", rows) == wanted
+    for usual in ("float64", "bfloat16"):
+        assert of_batch(usual, rows) == (usual,) * 3
+    monkeypatch.setattr(jit, "HAS_AMX", False)
+    assert of_batch("float32", rows) == PLAIN
+
+
+def test_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "HAS_AMX", True)
+    assert of_sums("float32", SUMMED, NARROW) == "parts"
+    assert of_sums("float32", SUMMED - 1, NARROW) == "float32"
+    assert of_sums("float32", SUMMED, NARROW - 1) == "float32"
+    assert of_sums("bfloat16", SUMMED, NARROW) == "bfloat16"
+    monkeypatch.setattr(jit, "HAS_AMX", False)
+    assert of_sums("float32", SUMMED, NARROW) == "float32"
+
+
+def test_of_a_matrix() -> None:
+    found = Operands("narrow", "few", "many")
+    assert found.of(NARROW - 1, FEW) == found.of(FEW, NARROW - 1) == "narrow"
+    assert found.of(NARROW, FEW // NARROW) == "few"
+    assert found.of(NARROW, FEW // NARROW + 1) == "many"
