@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.program import Table
 from charrnn.kernels.softmax import back_project, project
+from charrnn.kernels.tile import tile_of
 
 KINDS = {
     "project": "products", "back_project": "products", "weight_product": "weight products",
@@ -135,9 +136,12 @@ def _loop_products(train: Any) -> list[Any]:
         h, dh, gates = w["h"][:-1], w["dh"], w["gates"]
         for name in (n for n in k if n.startswith("Wh") and n + "T" in k):
             back = k[name + "T"]
-            N = back.shape[1] * (1 if back.dtype == h.dtype else 2)  # pairs of bfloat16
+            # Pairs of bfloat16, or of three parts; padded, but no row of the scripts' needs it.
+            packed = {np.dtype(np.uint32): 2.0, np.dtype(np.int32): 2 / 3}.get(back.dtype, 1.0)
+            N = round(back.shape[1] * packed)
             bias = np.zeros(N, h.dtype)
             for item, part in zip(items, train.shares, strict=True):
-                item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, part.code)))
-                item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, part.code)))
+                tiles = tile_of(k[name]), tile_of(back)
+                item.append((project, (gates, h, k[name], bias, *part.rows, part.seat, tiles[0])))
+                item.append((back_project, (dh, gates, back, N, *part.rows, part.seat, tiles[1])))
     return items
