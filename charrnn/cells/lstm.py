@@ -89,17 +89,8 @@ class LSTM(Cell):
         p["b"][H : 2 * H] = 1
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
-        return forward, (
-            w["h"],
-            w["c"],
-            w["gates"],
-            ids,
-            p["Wx"],
-            p["b"],
-            k["Wh"],
-            *part,
-            tile_of(k["Wh"]),
-        )
+        arrays = (w["h"], w["c"], w["gates"], ids, p["Wx"], p["b"], k["Wh"])
+        return forward, (*arrays, *part, tile_of(k["Wh"]))
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         arrays = (w["dh"], w["dh0"], w["dc0"], w["gates"], w["c"], w["ways"])

@@ -122,33 +122,16 @@ class RNN(Cell):
 
     def forward(self, p: Arrays, k: Arrays, w: Arrays, ids: np.ndarray, part: Part) -> Call:
         code = CODES[self.activation]
-        return forward, (
-            w["h"],
-            w["gates"],
-            ids,
-            p["Wx"],
-            p["b"],
-            k["Wh"],
-            code,
-            *part,
-            tile_of(k["Wh"]),
-        )
+        arrays = (w["h"], w["gates"], ids, p["Wx"], p["b"], k["Wh"])
+        return forward, (*arrays, code, *part, tile_of(k["Wh"]))
 
     def slope(self, p: Arrays, gates: np.ndarray) -> np.ndarray:
         return SLOPES[self.activation](gates)
 
     def backward(self, p: Arrays, k: Arrays, w: Arrays, part: Part) -> Call:
         code = CODES[self.activation]
-        return backward, (
-            w["dh"],
-            w["dh0"],
-            w["gates"],
-            w["ways"],
-            k["WhT"],
-            code,
-            *part,
-            tile_of(k["WhT"]),
-        )
+        arrays = (w["dh"], w["dh0"], w["gates"], w["ways"], k["WhT"])
+        return backward, (*arrays, code, *part, tile_of(k["WhT"]))
 
 
 CELL = RNN

@@ -4,6 +4,7 @@ A packed (K, N) matrix consists of panels of some `panel` columns, each contiguo
 reads it from its first to its last byte. The last panel is padded with zeros.
 
 For a dtype of "bfloat16" the elements are pairs of rows (see `bfloat16.py`): K is half as much.
+Where the matrix unit multiplies them, or "parts" of float32 numbers, they lie in `squares` instead.
 """
 
 from __future__ import annotations
