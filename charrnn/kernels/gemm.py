@@ -58,7 +58,6 @@ class Layout(NamedTuple):
     apart : elements between steps of a row of packed A, which may lie in `squares`
     near : bytes of A that `gemm` reads again and again, beside panels
     panels : of D that `gemm_tn` packs at a time
-    shallow : packed rows that a tile of `gemm_tn` takes: the first cache is to hold those of A
     """
 
     rows: int
@@ -67,11 +66,10 @@ class Layout(NamedTuple):
     apart: int
     near: int
     panels: int
-    shallow: int
 
 
-BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, 1, DEPTH)
-BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 8, 192)
+BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, 1)
+BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 8)
 
 
 def layout(operands: Any) -> Layout:
@@ -316,7 +314,7 @@ def keeps(operands: Any, rows: int, columns: int) -> bool:
 @overload(gemm_tn)
 def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
     how, width = layout(str(scratch.dtype)), panel(str(D.dtype))
-    most, shallow, group = how.rows, how.shallow, how.panels * width
+    most, group = how.rows, how.panels * width
 
     def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
         ldc, K = C.strides[0] // C.itemsize, steps_of(scratch, DEPTH)
@@ -329,8 +327,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
             k = steps_of(scratch, depth)
             pack_rows(A_rows, A[r : r + depth], m0, m1)
             before = D[max(0, r - DEPTH) : r, c0 + shift : c1 + shift]
-            tiles = -(-(m1 - m0) // most) * -(-k // shallow)
-            left = tiles * max(1, -(-(c1 - c0 - width // VECTORS) // group))
+            left = -(-(m1 - m0) // most) * max(1, -(-(c1 - c0 - width // VECTORS) // group))
             j0 = c0
             while j0 < c1:
                 columns = _columns(c1 - j0, group, width)
@@ -338,17 +335,15 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
                 if not kept:
                     pack(P, D[r : r + depth], n, n + columns)
                 for m in range(m0, m1, most):
-                    for k0 in range(0, k, shallow):
-                        k1, next, pace = min(k0 + shallow, k), address(P), 0
-                        if how.apart == 1:  # the matrix unit loads no faster than it can
-                            left -= 1
-                            next, pace = _ahead(before, left, (k1 - k0) // UNROLLED, P)
-                        tile(
-                            code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows,
-                            (m - m0) * K + k0 * how.apart, K, P, k0 * width, K * width, k1 - k0,
-                            min(most, m1 - m), columns, accumulate or r < newest or k0 > 0,
-                            next, pace,
-                        )  # fmt: skip
+                    next, pace = address(P), 0
+                    if how.apart == 1:  # the matrix unit loads no faster than it can
+                        left -= 1
+                        next, pace = _ahead(before, left, k // UNROLLED, P)
+                    tile(
+                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, (m - m0) * K, K,
+                        P, 0, K * width, k, min(most, m1 - m), columns, accumulate or r < newest,
+                        next, pace,
+                    )  # fmt: skip
                 j0 += columns
 
     return impl
