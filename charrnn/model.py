@@ -151,7 +151,8 @@ class Model:
     def stack(self, training: bool, rows: int) -> Stack:
         """The packed weights for batches of ``rows`` rows; those of equal operands share them."""
         operands = of_batch(self.operands, rows)
-        kinds = tuple(operands.of(*shape) for shape in self.shapes().values() if len(shape) == 2)
+        matrices = [shape for shape in self.shapes().values() if len(shape) == 2]
+        kinds = tuple(f(*shape) for shape in matrices for f in (operands.of, operands.of_layer))
         for key in ((True, kinds), (training, kinds)):  # who trains can do all
             if key in self._stacks:
                 return self._stacks[key]

@@ -15,6 +15,8 @@ FULL = 0.78
 """Share of the registers' rows that a batch is to fill."""
 FEW = 1 << 18
 """Elements of a matrix that the second cache holds as parts: 1.5 MB of 2."""
+MANY = 1 << 22
+"""Most elements of one of which parts, 1.5 times the bytes, are no slower from the third cache."""
 NARROW = 96
 """Rows or columns of a matrix with less of which parts are not worth making."""
 SUMMED = 64
@@ -22,31 +24,48 @@ SUMMED = 64
 
 
 class Operands(NamedTuple):
-    """What products with a narrow matrix are made of, with one of few elements, and with others."""
+    """What products with a matrix of few or many elements are made of; ``usual``: with others.
 
-    narrow: str
+    Threads that share the units of a ``layer`` have all rows of the batch, and each a part of such
+    a matrix.
+    """
+
+    usual: str
     few: str
     many: str
+    many_of_layer: str
 
     def of(self, rows: int, columns: int) -> str:
         """What those with such a matrix are made of."""
-        if min(rows, columns) < NARROW:
-            return self.narrow
-        return self.few if rows * columns <= FEW else self.many
+        return self._of(rows, columns, self.many)
+
+    def of_layer(self, rows: int, columns: int) -> str:
+        """`of`, for one of a layer."""
+        return self._of(rows, columns, self.many_of_layer)
+
+    def _of(self, rows: int, columns: int, many: str) -> str:
+        if min(rows, columns) < NARROW or rows * columns > MANY:
+            return self.usual
+        return self.few if rows * columns <= FEW else many
 
 
 def of_batch(usual: str, rows: int) -> Operands:
     """Those of products of a batch and the weights.
 
     Parts are faster if rows fill the registers of all processors, or nearly, and the second cache
-    holds the matrix, or if there are twice as many.
+    holds the matrix; of a larger one in a layer if they fill one thread's, because threads can
+    share its units; or if there are twice as many as for few elements.
     """
     if usual != "float32" or not jit.HAS_AMX:
-        return Operands(usual, usual, usual)
+        return Operands(usual, usual, usual, usual)
+
+    def full(size: int) -> bool:
+        return rows >= FULL * size * -(-rows // size)
+
     filled = amx.SIDE * (os.cpu_count() or 1)
-    few = rows >= FULL * filled * -(-rows // filled)
-    many = few and rows >= 2 * filled
-    return Operands(usual, *("parts" if faster else usual for faster in (few, many)))
+    few = full(filled)
+    faster = few, few and rows >= 2 * filled, full(amx.ROWS)
+    return Operands(usual, *("parts" if x else usual for x in faster))
 
 
 def of_sums(usual: str, rows: int, height: int) -> str:

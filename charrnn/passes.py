@@ -34,7 +34,7 @@ from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
-from charrnn.kernels.tile import most_rows, tile_for, tile_of
+from charrnn.kernels.tile import by_matrix, most_rows, tile_for, tile_of
 from charrnn.operands import of_batch, of_sums
 from charrnn.stack import Window
 from charrnn.threads import LINE, Item, Phase, Program, Way, share
@@ -66,6 +66,12 @@ UNITS_OF_FEW = 1 << 19
 57 to 72 %; at 1x128 (256 KB) sampling takes 100 and 128 %.
 """
 
+UNITS_OF_FULL = 1 << 21
+"""`UNITS` for rows that fill a tile of the matrix unit, while a thread's share of them would not:
+what the second cache does not hold is read once for all of them. Parts at lstm 1x512, B 32 take
+89 % by units.
+"""
+
 State = Arrays
 """``h`` and for some cells ``c``, each (L, B, H)."""
 
@@ -78,11 +84,12 @@ def merged(*phases: Phase) -> Phase:
 def by_units(model: Model, B: int, threads: int) -> bool | None:
     """Whether threads share a layer's units rather than B rows; None: it is too small for that."""
     H, gates = model.config.hidden_size, model.cell.gates
-    operands = of_batch(model.operands, B).of(H, gates * H)
+    operands = of_batch(model.operands, B).of_layer(H, gates * H)
     size = gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
         return None
-    return size >= UNITS or FEW * threads > B
+    rows = most_rows(operands) if by_matrix(operands) and size >= UNITS_OF_FULL else FEW
+    return size >= UNITS or rows * threads > B
 
 
 def _same(call: Call, D: np.ndarray, *bounds: int) -> bool:

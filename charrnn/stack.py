@@ -69,12 +69,13 @@ class Stack:
         gradient = grads is not None
         self.memory: list[np.ndarray] = []
         self._given = list(memory)
-        self.grain = layout(operands.of(*self.p[0]["Wh"].shape)).grain
+        self.grain = layout(operands.of_layer(*self.p[0]["Wh"].shape)).grain
         layers = []
         for i, p in enumerate(self.p):
-            layer = cell.packing(p, partial(self._room, operands.of(*p["Wh"].shape)), gradient)
+            room = partial(self._room, operands.of_layer(*p["Wh"].shape))
+            layer = cell.packing(p, room, gradient)
             if not self.reads_ids(i):
-                room = partial(self._room, operands.of(*p["Wx"].shape))
+                room = partial(self._room, operands.of_layer(*p["Wx"].shape))
                 layer += packed_pair("Wx", p["Wx"], room, gradient)
             layers.append(layer)
         WyT = params.views["head.Wy"].T

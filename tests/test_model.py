@@ -15,7 +15,7 @@ from support import assert_close, same_bits
 from charrnn import passes
 from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
-from charrnn.kernels import jit
+from charrnn.kernels import jit, tile
 from charrnn.kernels.pack import panel
 from charrnn.kernels.seat import PARTIES
 from charrnn.model import Model
@@ -151,7 +151,7 @@ def by_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pass, "_by_units", lambda self, B: self.parts > 1)
 
 
-@pytest.mark.parametrize("rows", (1, 2, 7))
+@pytest.mark.parametrize("rows", (1, 2, 7, 32))  # 32 fill the matrix unit, where there is one
 @pytest.mark.parametrize(
     "options",
     (
@@ -190,6 +190,18 @@ def test_who_shares_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parties(1, threads=3) == 1
     monkeypatch.setattr(passes, "UNITS_OF_FEW", size + 1)
     assert parties(1) == 1
+
+
+def test_rows_for_one_thread_share_units_of_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the matrix unit: each thread would have but a part of the rows that fill it."""
+    for module in (jit, tile):
+        monkeypatch.setattr(module, "HAS_AMX", True)
+    for size, rows, threads, wanted in (
+        (512, 32, 2, True), (512, 64, 2, False), (512, 64, 3, True), (512, 8, 2, False),
+        (256, 32, 2, False),
+    ):  # fmt: skip
+        model = networks.make("lstm", dtype="float32", hidden_size=size)
+        assert passes.by_units(model, rows, threads) is wanted, (size, rows, threads)
 
 
 @pytest.mark.parametrize("rows", (1, 7, 8))

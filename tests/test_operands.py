@@ -7,11 +7,13 @@ import os
 import pytest
 
 from charrnn.kernels import jit
-from charrnn.operands import FEW, NARROW, SUMMED, Operands, of_batch, of_sums
+from charrnn.operands import FEW, MANY, NARROW, SUMMED, Operands, of_batch, of_sums
 
-PLAIN = ("float32", "float32", "float32")
-SMALL = ("float32", "parts", "float32")
-ALL = ("float32", "parts", "parts")
+PLAIN = ("float32", "float32", "float32", "float32")
+LAYER = ("float32", "float32", "float32", "parts")
+SMALL = ("float32", "parts", "float32", "float32")
+MOST = ("float32", "parts", "float32", "parts")
+ALL = ("float32", "parts", "parts", "parts")
 
 
 @pytest.mark.parametrize(
@@ -21,10 +23,11 @@ ALL = ("float32", "parts", "parts")
         *((1, rows, SMALL) for rows in (13, 16)),
         *((1, rows, ALL) for rows in (32, 1000)),
         *((2, rows, PLAIN) for rows in (1, 16, 24, 33, 49)),
-        *((2, rows, SMALL) for rows in (25, 32, 50, 63)),
+        *((2, rows, MOST) for rows in (25, 32, 50, 63)),
         *((2, rows, ALL) for rows in (64, 100, 2500)),
-        *((8, rows, PLAIN) for rows in (32, 64, 99)),
-        *((8, rows, SMALL) for rows in (100, 128)),
+        *((8, rows, PLAIN) for rows in (24, 33, 49, 65)),
+        *((8, rows, LAYER) for rows in (32, 64, 96)),
+        *((8, rows, MOST) for rows in (100, 128)),
         (8, 256, ALL),
     ),
 )
@@ -35,7 +38,7 @@ def test_of_batch(
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     assert of_batch("float32", rows) == wanted
     for usual in ("float64", "bfloat16"):
-        assert of_batch(usual, rows) == (usual,) * 3
+        assert of_batch(usual, rows) == (usual,) * 4
     monkeypatch.setattr(jit, "HAS_AMX", False)
     assert of_batch("float32", rows) == PLAIN
 
@@ -51,7 +54,9 @@ def test_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_a_matrix() -> None:
-    found = Operands("narrow", "few", "many")
-    assert found.of(NARROW - 1, FEW) == found.of(FEW, NARROW - 1) == "narrow"
-    assert found.of(NARROW, FEW // NARROW) == "few"
-    assert found.of(NARROW, FEW // NARROW + 1) == "many"
+    found = Operands("usual", "few", "many", "many of a layer")
+    for of, many in ((found.of, "many"), (found.of_layer, "many of a layer")):
+        assert of(NARROW - 1, FEW) == of(FEW, NARROW - 1) == "usual"
+        assert of(NARROW, FEW // NARROW) == "few"
+        assert of(NARROW, FEW // NARROW + 1) == of(NARROW, MANY // NARROW) == many
+        assert of(NARROW, MANY // NARROW + 1) == "usual"

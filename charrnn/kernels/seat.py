@@ -62,7 +62,9 @@ def add_product(gates, x, H, t, P, ids, Wx, b, m0, m1, u0, u1, arrivals, seat, c
     """
     N, width = gates.shape[2], P.shape[2]
     size = N if seat[PARTIES] == 1 else H  # alone: all gates in one product
-    for first in range(0, N, size):
+    parts = N // size
+    for i in range(parts):
+        first = (parts - 1 - i if t % 2 else i) * size  # what was last is near
         n0 = min(N, (first + u0 + width - 1) // width * width)
         n1 = min(N, (first + size - H + u1 + width - 1) // width * width)
         if ids.shape[0] > 0:
