@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 from charrnn.kernels import amx, jit
 
-FULL = 0.78
+FULL = 0.75
 """Share of the registers' rows that a batch is to fill."""
+FULL_OF_MANY = 0.875
+"""That where all wait for the third cache."""
 FEW = 1 << 18
 """Elements of a matrix that the second cache holds as parts: 1.5 MB of 2."""
 MANY = 1 << 22
@@ -53,18 +55,18 @@ def of_batch(usual: str, rows: int) -> Operands:
     """Those of products of a batch and the weights.
 
     Parts are faster if rows fill the registers of all processors, or nearly, and the second cache
-    holds the matrix; of a larger one in a layer if they fill one thread's, because threads can
-    share its units; or if there are twice as many as for few elements.
+    holds the matrix; of a larger one if they fill twice as many, or a tile in a layer, because
+    threads can share its units.
     """
     if usual != "float32" or not jit.HAS_AMX:
         return Operands(usual, usual, usual, usual)
 
-    def full(size: int) -> bool:
-        return rows >= FULL * size * -(-rows // size)
+    def filled(size: int) -> float:
+        return rows / (size * -(-rows // size))
 
-    filled = amx.SIDE * (os.cpu_count() or 1)
-    few = full(filled)
-    faster = few, few and rows >= 2 * filled, full(amx.ROWS)
+    registers = amx.SIDE * (os.cpu_count() or 1)
+    many, of_layer = (filled(size) >= FULL_OF_MANY for size in (2 * registers, amx.ROWS))
+    faster = filled(registers) >= FULL, many, of_layer
     return Operands(usual, *("parts" if x else usual for x in faster))
 
 

@@ -19,16 +19,18 @@ ALL = ("float32", "parts", "parts", "parts")
 @pytest.mark.parametrize(
     ("processors", "rows", "wanted"),
     (
-        *((1, rows, PLAIN) for rows in (1, 12, 17)),
-        *((1, rows, SMALL) for rows in (13, 16)),
+        *((1, rows, PLAIN) for rows in (1, 11, 17)),
+        *((1, rows, SMALL) for rows in (12, 16, 24)),
         *((1, rows, ALL) for rows in (32, 1000)),
-        *((2, rows, PLAIN) for rows in (1, 16, 24, 33, 49)),
-        *((2, rows, MOST) for rows in (25, 32, 50, 63)),
-        *((2, rows, ALL) for rows in (64, 100, 2500)),
+        *((2, rows, PLAIN) for rows in (1, 16, 23, 33, 47)),
+        *((2, rows, SMALL) for rows in (24, 27, 48, 55, 100)),
+        *((2, rows, MOST) for rows in (28, 32, 96)),
+        *((2, rows, ALL) for rows in (56, 64, 2500)),
         *((8, rows, PLAIN) for rows in (24, 33, 49, 65)),
-        *((8, rows, LAYER) for rows in (32, 64, 96)),
-        *((8, rows, MOST) for rows in (100, 128)),
-        (8, 256, ALL),
+        *((8, rows, LAYER) for rows in (28, 64, 95)),
+        *((8, rows, SMALL) for rows in (97, 100)),
+        *((8, rows, MOST) for rows in (96, 128)),
+        *((8, rows, ALL) for rows in (224, 256)),
     ),
 )
 def test_of_batch(
