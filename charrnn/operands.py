@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from charrnn.kernels import amx, jit
 
-FULL = 0.75
+FULL = 0.6
 """Share of the registers' rows that a batch is to fill."""
 FULL_OF_MANY = 0.875
 """That where all wait for the third cache."""

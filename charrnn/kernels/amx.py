@@ -2,8 +2,8 @@
 
 It has eight registers of 16 rows of 64 bytes. One instruction adds the product of 16 rows of 16
 pairs of bfloat16 (A) and 16 rows of pairs of 16 columns (P) to 16x16 float32 sums: sixteen times
-the arithmetic of a vector instruction of float32. The registers are always full: operands are
-packed in `squares`, rows beyond the last are read and not written.
+the arithmetic of a vector instruction of float32, in a cycle for each row of A, 8 at the least.
+Operands are packed in `squares`.
 
 Products of float32 numbers take six instructions: each number is the sum of three of bfloat16,
 x = x0 + x1 + x2, of which each is 2^-8 of the one before at the most. Of the nine products of such
@@ -47,22 +47,31 @@ class MatrixTile(TileEmitter):
         self.rows = rows
         self.buffer = cgutils.alloca_once(b, ir.ArrayType(self.vector, len(SUMS) * SIDE))
         self.buffer.align = 64
-        self.call("ldtilecfg", self.configuration())
+        self.configuration = cgutils.alloca_once(b, ir.ArrayType(BYTE, 64))
+        self.configuration.align = 64
         with b.if_else(b.icmp_signed(">", rows, self.at(SIDE))) as (many, few):
             with many:
+                self.configure(b.sub(rows, self.at(SIDE)), (2, 3, 5))
                 self.sweep(down=2, across=2)
             with few:
+                self.configure(rows, (0, 1, 2, 3, 4, 5, 6))
                 self.sweep(down=1, across=4)
         self.call("tilerelease")
 
-    def configuration(self) -> ir.Value:
-        """Palette 1, then the bytes of a row and the rows of every register, all at their most."""
-        rest = [0] * (16 - REGISTERS)
-        widths, heights = [64, 0] * REGISTERS + 2 * rest, [SIDE] * REGISTERS + rest
-        content = bytes([1, *[0] * 15, *widths, *heights])
-        constant = cgutils.make_bytearray(content)
-        made = cgutils.global_constant(self.builder, "tile.configuration", constant)
-        return self.builder.bitcast(made, BYTES)
+    def configure(self, rows: ir.Value, some: tuple[int, ...]) -> None:
+        """All registers at their most, but for the rows of ``some``: the unit's time goes by these.
+
+        That is palette 1, from byte 16 on the bytes of every register's rows, from 48 on the rows.
+        """
+        b = self.builder
+        content = bytes([1, *[0] * 15, *[64, 0] * REGISTERS, *[0] * 32])
+        made = cgutils.global_constant(b, "tile.configuration", cgutils.make_bytearray(content))
+        b.store(b.load(made), self.configuration)
+        others = sum(SIDE << 8 * i for i in range(REGISTERS) if i not in some)
+        heights = b.add(b.mul(rows, self.at(sum(1 << 8 * i for i in some))), self.at(others))
+        place = self.step(b.bitcast(self.configuration, BYTES), self.at(48))
+        b.store(heights, b.bitcast(place, heights.type.as_pointer()))
+        self.call("ldtilecfg", b.bitcast(self.configuration, BYTES))
 
     def sweep(self, down: int, across: int) -> None:
         """All columns, ``across`` registers at a time; fewer for the last ones."""
@@ -88,8 +97,8 @@ class MatrixTile(TileEmitter):
             b.mul(b.sdiv(column, panel), self.p_step),
             b.mul(b.srem(column, panel), self.at(SIDE)),
         )
-        for number in SUMS[: down * across]:
-            self.call("tilezero", BYTE(number))
+        for m, n in product(range(down), range(across)):
+            self.call("tilezero", BYTE(SUMS[2 * m + n]))
         depth = SIDE * (1 + max(chain(*self.products)))
         with cgutils.for_range_slice(b, self.at(0), self.K, self.at(depth), self.index) as (k, _):
             a = self.step(self.a, b.mul(k, self.at(SIDE)))
@@ -118,15 +127,15 @@ class MatrixTile(TileEmitter):
         if down == 2:
             for i, j in self.products:
                 for n, m in product(range(across), range(down)):
-                    yield SUMS[m * across + n], (4 + m, i, m), (6 + n, j, n)
+                    yield SUMS[2 * m + n], (4 + m, i, m), (6 + n, j, n)
         else:
             for n, (i, j) in product(range(across), self.products):
                 yield SUMS[n], (4 + i, i, 0), (7, j, n)
 
     def add_nothing(self) -> None:
-        """An addition in vectors: without one the loop takes a quarter longer on Sapphire Rapids.
+        """An addition in vectors: without one the loop takes a quarter longer (Intel Xeon).
 
-        Not so if it is short, nor with instructions that round nothing. Why is not known.
+        Not so if it is short; instructions that round nothing do not help. Why is not known.
         """
         four = ir.VectorType(ir.FloatType(), 4)
         add = ir.InlineAsm(
@@ -136,16 +145,12 @@ class MatrixTile(TileEmitter):
 
     def finish(self, m: int, across: int, column: ir.Value, left: ir.Value) -> None:
         """The m-th registers side by side to C, through the buffer if D is added or not all is."""
-        b, sums, first = self.builder, SUMS[m * across : (m + 1) * across], self.at(m * SIDE)
+        b, sums, first = self.builder, SUMS[2 * m : 2 * m + across], self.at(m * SIDE)
         c, d = (
             self.step(array, b.mul(first, step), column)
             for array, step in ((self.c, self.ldc), (self.d, self.ldd))
         )
-        rows = b.sub(self.rows, first)
-        whole = b.and_(
-            b.icmp_signed(">=", rows, self.at(SIDE)),
-            b.icmp_signed(">=", left, self.at(across * SIDE)),
-        )
+        rows, whole = b.sub(self.rows, first), b.icmp_signed(">=", left, self.at(across * SIDE))
         there = b.gep(self.buffer, [self.at(0), self.at(m * SIDE * across)])
         there, width = b.bitcast(there, c.type), self.at(across * SIDE)
         with b.if_else(b.and_(whole, b.not_(self.add))) as (directly, through):
