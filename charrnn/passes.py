@@ -88,7 +88,7 @@ def by_units(model: Model, B: int, threads: int) -> bool | None:
     size = gates * H * steps(H, operands) * operand(operands).itemsize
     if not COMPILED or size < UNITS_OF_FEW or not panels(H, operands) >= threads > 1:
         return None
-    rows = most_rows(operands) if by_matrix(operands) and size >= UNITS_OF_FULL else FEW
+    rows = most_rows(operands) if by_matrix(operands) and size > UNITS_OF_FULL else FEW
     return size >= UNITS or rows * threads > B
 
 

@@ -57,7 +57,7 @@ class Layout(NamedTuple):
     deep : most rows of a panel that `gemm` takes at a time: more would outgrow the second cache
     apart : elements between steps of a row of packed A, which may lie in `squares`
     near : bytes of A that `gemm` reads again and again, beside panels
-    once : bytes of panels that a call of the tile goes through if no other one needs them
+    once : most bytes of panels that stay near, so that one call goes through all of them
     panels : of D that `gemm_tn` packs at a time
     """
 
@@ -71,7 +71,7 @@ class Layout(NamedTuple):
 
 
 BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, NEAR, 1)
-BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 4 * NEAR, 8)
+BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 6 * NEAR, 8)
 
 
 def layout(operands: Any) -> Layout:
@@ -237,8 +237,9 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     how = layout_of(P)
     tiles = -(-M // how.rows)
-    room = how.once if T == 1 and tiles == 1 else NEAR
-    near = room // max(1, min(K, how.deep) * P.shape[2] * P.itemsize)
+    size = max(1, min(K, how.deep) * P.shape[2] * P.itemsize)
+    once = T == 1 and tiles == 1 and N * K * P.itemsize <= how.once
+    near = (how.once if once else NEAR) // size
     group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
     together = max(1, how.near // max(1, M * min(K, how.deep) * A.itemsize))
