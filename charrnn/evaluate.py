@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from charrnn.errors import InputError
 
 MAX_STREAMS = 64
+FULL = 32  # more streams are a multiple of these rows, a tile of the matrix unit
 MIN_STREAM_CHARS = 4000  # every stream's state before its first target is off by a little
 WARMUP = 250
 MAX_WINDOW = 64
@@ -86,7 +87,7 @@ def evaluate(
     if exact:
         streams = 1
     elif streams is None:
-        streams = min(MAX_STREAMS, max(1, count // MIN_STREAM_CHARS))
+        streams = streams_for(count)
 
     if window is None:
         window = window_for(streams, model.work_per_char)
@@ -111,6 +112,12 @@ def evaluate(
         if on_progress:
             on_progress(done, count)
     return nats, count
+
+
+def streams_for(count: int) -> int:
+    """Streams for so many targets."""
+    streams = min(MAX_STREAMS, max(1, count // MIN_STREAM_CHARS))
+    return streams if streams < FULL else streams // FULL * FULL
 
 
 def window_for(streams: int, work_per_char: int) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rows import ROOT, ROWS, Row, markdown
 
-from charrnn.evaluate import MAX_STREAMS, MIN_STREAM_CHARS, window_for
+from charrnn.evaluate import streams_for, window_for
 
 TEXT = 200_000
 """Characters of the text, at the least."""
@@ -73,7 +73,7 @@ def predicted(row: Row, threads: int) -> float:
     buffers = kept * L * H + E
     logits = min(B * T * V, max(LOGITS, B * V))
     train = T * B * (buffers + H + E) + logits
-    streams = min(MAX_STREAMS, max(1, VAL_SHARE * max(TEXT, 4 * B * T) // MIN_STREAM_CHARS))
+    streams = streams_for(int(VAL_SHARE * max(TEXT, 4 * B * T)))
     window = window_for(streams, kept * L * H + V)
     validation = window * streams * buffers + min(streams * window * V, LOGITS)
     saving = max(table, G * H * H, H * V)

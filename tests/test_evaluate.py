@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.errors import InputError
-from charrnn.evaluate import MAX_STREAMS, MIN_STREAM_CHARS, WARMUP, evaluate, report
+from charrnn.evaluate import WARMUP, evaluate, report
 
 
 class Recorder:
@@ -73,12 +73,14 @@ def test_every_target_counts_once(n, streams, window, warmup):
     assert seen == sorted(seen) and seen[-1] == (n - 1, n - 1)
 
 
-@pytest.mark.parametrize("n", [5000, 20_011, 400_000])
-def test_counted_targets_have_the_warm_up_before_them(n):
+@pytest.mark.parametrize(
+    ("n", "streams"), [(5000, 1), (20_011, 5), (127_000, 31), (200_000, 32), (400_000, 64)]
+)
+def test_counted_targets_have_the_warm_up_before_them(n, streams):
     model = Recorder(np.ones(n), enough_context=WARMUP)
     # A cold target is NaN; those that are computed but not counted must not leak in.
     assert evaluate(model, np.arange(n)) == (n - 1, n - 1)
-    assert model.batch_sizes == {min(MAX_STREAMS, max(1, (n - 1) // MIN_STREAM_CHARS))}
+    assert model.batch_sizes == {streams}
 
 
 def test_exact_is_one_stream_from_a_zero_state():
