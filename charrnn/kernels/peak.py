@@ -80,6 +80,7 @@ def peak_flops(team: Any, dtype: Any = np.float32, seconds: float = 0.2) -> floa
     arrays = [np.full(1, 0.5, dtype) for _ in range(team.size)]
     lanes = VECTOR_BITS // 8 // np.dtype(dtype).itemsize
     program = team.program([[(multiply_adds, (x, ROUNDS))] for x in arrays])
+    program.run()  # threads start
     rounds, best, until = 1, 0.0, time.perf_counter() + seconds
     while best == 0 or time.perf_counter() < until:
         began = time.perf_counter()
