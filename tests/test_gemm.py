@@ -122,7 +122,9 @@ def joined(P: np.ndarray) -> np.ndarray:
             unpaired(blocks[..., i, :, :].reshape(*P.shape[:-2], -1, P.shape[-1]))
             for i in range(PARTS)
         )
-        return high + (middle + low)  # exact: they are parts of one number
+        numbers = high + (middle + low)  # exact: they are parts of one number
+        halves = numbers.reshape(*P.shape[:-2], -1, SIDE, 2, P.shape[-1])  # partners are 16 apart
+        return halves.swapaxes(-3, -2).reshape(numbers.shape)
     return unpaired(P) if P.dtype == np.uint32 else P
 
 

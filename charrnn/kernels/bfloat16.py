@@ -88,17 +88,18 @@ def emit_parts(b: ir.IRBuilder, low: ir.Value, high: ir.Value) -> list[ir.Value]
     Each part is what is left of the number rounded to 8 bits, ties away from zero, so that it is
     2^-8 of the one before at the most; the third one is all that is left. Numbers from 3.396e38 on
     count as infinite, and the sum of an infinite number's parts is NaN; below 1e-33 parts are lost
-    that are less than the least normal number.
+    that are less than the least normal number. A NaN may change the last part of its partner in
+    the pair: they meet in the same sums.
     """
     kind = ir.VectorType(ir.IntType(32), low.type.count)
     half, upper = (_filled(kind, x) for x in (0x8000, 0xFFFF0000))
     found, left = [], [low, high]
     for last in (False, False, True):
         bits = [b.bitcast(x, kind) for x in left]
-        if not last:
+        if not last:  # the third part has no more than 8 bits
             bits = [b.and_(b.add(x, half), upper) for x in bits]
             left = [b.fsub(x, b.bitcast(part, x.type)) for x, part in zip(left, bits, strict=True)]
-        found.append(b.or_(b.lshr(bits[0], _filled(kind, 16)), b.and_(bits[1], upper)))
+        found.append(b.or_(b.lshr(bits[0], _filled(kind, 16)), bits[1]))
     return found
 
 

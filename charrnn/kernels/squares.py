@@ -4,14 +4,16 @@ A square holds pairs of bfloat16 numbers: rounded ones (uint32), or one of the t
 a float32 number is (int32), and then the squares of the other two parts follow. So an inner
 dimension of K is ceil(K / 32) squares, or three times as many. A packed (K, N) matrix consists
 of panels, which are rows of four squares; packed rows (M, K) of rows of squares, for 16 rows each.
-What lies beyond the matrix is zero.
+What lies beyond the matrix is zero, but for lines of `round_rows`, which the unit does not read.
 
-Where the numbers of a pair come from, and how pairs lie in the square:
+Pairs of bfloat16 numbers are neighbours along the inner dimension, as the processor's instruction
+for rounding makes them. The partner of a part is 16 further on, so that none has to be moved within
+a vector. Where the inner dimension lies, and whether it is turned into the lines of a square:
 
-    pack         two rows of 16 columns      as they come
-    pack_rows    two rows of 16 columns      turned
-    round_rows   neighbours in one row       as they come
-    pack_t       neighbours in one row       turned
+    pack         down            as it comes
+    pack_rows    down            turned
+    round_rows   along a row     as it comes
+    pack_t       along a row     turned
 """
 
 from __future__ import annotations
@@ -24,11 +26,109 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic, overload, register_jitable
 
 from charrnn.kernels.amx import SIDE
-from charrnn.kernels.bfloat16 import PARTS, emit_neighbours, emit_pair, emit_parts, emit_split
+from charrnn.kernels.bfloat16 import PARTS, emit_neighbours, emit_pair, emit_parts
 from charrnn.kernels.vector import BYTES, Emitter, transposed
 
 AREA = SIDE * SIDE
 """Pairs in a square."""
+
+
+class SquareEmitter(Emitter):
+    """Writes what fills a square of pairs, or one for each part of numbers.
+
+    Attributes
+    ----------
+    first, below : where the numbers begin, and bytes between their rows
+    down, across : rows and columns of numbers that there are
+    to, apart : where the first square is, and elements from one to the next
+    """
+
+    def __init__(self, builder: ir.IRBuilder, parts: int, neighbours: bool, turned: bool) -> None:
+        super().__init__(builder, ir.FloatType(), SIDE)
+        self.parts, self.neighbours, self.turned = parts, neighbours, turned
+        self.first = self.below = self.down = self.across = self.to = self.apart = None
+
+    def emit(self) -> None:
+        """All without masks where the numbers fill the square."""
+        b = self.builder
+        deep, wide = (SIDE, 2 * SIDE) if self.neighbours else (2 * SIDE, SIDE)
+        whole = b.icmp_signed(">=", self.across, self.at(wide))
+        high = b.icmp_signed(">=", self.down, self.at(deep))
+        self.lines = self.at(SIDE)
+        if self.neighbours and not self.turned:  # a row is a line, and nobody reads those beyond
+            self.lines = b.select(high, self.lines, self.down)
+        else:
+            whole = b.and_(whole, high)
+        with b.if_else(whole) as ways:
+            for way, self.masked in zip(ways, (False, True), strict=True):
+                with way:
+                    (self.fill_parts if self.parts > 1 else self.fill_pairs)()
+
+    def fill_parts(self) -> None:
+        b, source = self.builder, self.numbers
+        if self.turned:  # before there are parts, because these are more
+            source = self.line
+            with cgutils.for_range(b, self.at(2), intp=self.index) as loop:
+                self.turn(self.numbers, loop.index)
+        with cgutils.for_range(b, self.lines, intp=self.index) as loop:
+            i = loop.index
+            found = (b.bitcast(source(self.at(half), i), self.vector) for half in (0, 1))
+            for q, value in enumerate(emit_parts(b, *found)):
+                self.put(value, self.at(q), i)
+
+    def fill_pairs(self) -> None:
+        b = self.builder
+        with cgutils.for_range(b, self.lines, intp=self.index) as loop:
+            i = loop.index
+            if self.neighbours:
+                value = emit_neighbours(b, *(self.numbers(self.at(half), i) for half in (0, 1)))
+            else:
+                twice = b.mul(i, self.at(2))
+                rows = (twice, b.add(twice, self.at(1)))
+                value = emit_pair(b, *(self.numbers(self.at(0), row) for row in rows))
+            self.put(value, self.at(0), i)
+        if self.turned:
+            self.turn(self.line, self.at(0))
+
+    def turn(self, source, q: ir.Value) -> None:
+        """Fill square ``q`` with the columns of ``source(q, 0)`` to ``source(q, 15)``."""
+        rows = [source(q, self.at(i)) for i in range(SIDE)]
+        for i, value in enumerate(transposed(self.builder, rows)):
+            self.put(value, q, self.at(i))
+
+    def numbers(self, half: ir.Value, i: ir.Value) -> ir.Value:
+        """16 numbers of row i of the first or the second half; zeros where there are none.
+
+        The second one is beside the first where pairs come from one row, else below it.
+        """
+        b, column = self.builder, self.at(0)
+        further = b.mul(half, self.at(SIDE))
+        if self.neighbours:
+            column = further
+        else:
+            i = b.add(i, further)
+        start = self.step(b.bitcast(self.first, BYTES), b.mul(self.below, i))
+        start = self.step(b.bitcast(start, self.first.type), column)
+        if not self.masked:
+            return self.load(start, self.vector)
+        mask = self.mask(b.sub(self.across, column))
+        none = ir.Constant(mask.type, None)
+        there = b.icmp_signed("<", i, self.down)
+        return self.load(start, self.vector, b.select(there, mask, none))
+
+    def line(self, q: ir.Value, i: ir.Value) -> ir.Value:
+        """Line i of square ``q``."""
+        return self.builder.load(self.place(q, i), align=4)
+
+    def put(self, value: ir.Value, q: ir.Value, i: ir.Value) -> None:
+        """Make ``value`` line i of square ``q``."""
+        place = self.place(q, i)
+        self.builder.store(self.builder.bitcast(value, place.type.pointee), place, align=4)
+
+    def place(self, q: ir.Value, i: ir.Value) -> ir.Value:
+        b = self.builder
+        place = self.step(self.to, b.mul(self.apart, q), b.mul(self.at(SIDE), i))
+        return b.bitcast(place, ir.VectorType(ir.IntType(32), SIDE).as_pointer())
 
 
 @cache
@@ -43,50 +143,18 @@ def square(neighbours: bool, turned: bool):
         """
 
         def codegen(context, builder, signature, args):
-            b, e = builder, Emitter(builder, ir.FloatType(), SIDE)
-            to, apart, r, c, rows, columns = (args[i] for i in (1, 2, 4, 5, 6, 7))
+            parts = PARTS if P.dtype == types.int32 else 1
+            e = SquareEmitter(builder, parts, neighbours, turned)
+            to, e.apart, r, c, rows, columns = (args[i] for i in (1, 2, 4, 5, 6, 7))
             packed, source = (
-                context.make_array(signature.args[i])(context, b, value=args[i]) for i in (0, 3)
+                context.make_array(signature.args[i])(context, builder, value=args[i])
+                for i in (0, 3)
             )
-            step, count = b.extract_value(source.strides, 0), PARTS if P.dtype == types.int32 else 1
-            first = e.step(b.bitcast(source.data, BYTES), b.mul(r, step))
-            first = e.step(b.bitcast(first, e.vector.element.as_pointer()), c)
-            down, across = b.sub(rows, r), b.sub(columns, c)
-            to = e.step(packed.data, to)
-            masks = [e.mask(b.sub(across, e.at(i))) for i in ((0, SIDE) if neighbours else (0,))]
-
-            def load(row, column):
-                """16 numbers of a row; zeros where there are none."""
-                start = e.step(b.bitcast(first, BYTES), b.mul(step, row))
-                start = e.step(b.bitcast(start, first.type), e.at(column * SIDE))
-                none = ir.Constant(masks[column].type, None)
-                mask = b.select(b.icmp_signed("<", row, down), masks[column], none)
-                return e.load(start, e.vector, mask)
-
-            def line(q, i):
-                place = e.step(to, b.mul(apart, q), b.mul(e.at(SIDE), i))
-                return b.bitcast(place, ir.VectorType(ir.IntType(32), SIDE).as_pointer())
-
-            with cgutils.for_range(b, e.at(SIDE), intp=e.index) as loop:
-                i = loop.index
-                if neighbours:
-                    pair = load(i, 0), load(i, 1)
-                    found = emit_split(b, *pair) if count > 1 else pair
-                else:
-                    twice = b.mul(i, e.at(2))
-                    found = load(twice, 0), load(b.add(twice, e.at(1)), 0)
-                if count > 1:
-                    lines = emit_parts(b, *found)
-                else:
-                    lines = [(emit_neighbours if neighbours else emit_pair)(b, *found)]
-                for q, value in enumerate(lines):
-                    b.store(value, line(e.at(q), i), align=4)
-            if turned:
-                with cgutils.for_range(b, e.at(count), intp=e.index) as loop:
-                    places = [line(loop.index, e.at(i)) for i in range(SIDE)]
-                    values = transposed(b, [b.load(place, align=4) for place in places])
-                    for value, place in zip(values, places, strict=True):
-                        b.store(value, place, align=4)
+            e.below, e.to = builder.extract_value(source.strides, 0), e.step(packed.data, to)
+            first = e.step(builder.bitcast(source.data, BYTES), builder.mul(r, e.below))
+            e.first = e.step(builder.bitcast(first, source.data.type), c)
+            e.down, e.across = builder.sub(rows, r), builder.sub(columns, c)
+            e.emit()
             return context.get_dummy_value()
 
         return types.void(P, *[types.intp] * 2, W, *[types.intp] * 4), codegen
