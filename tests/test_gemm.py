@@ -5,6 +5,7 @@ Matrices of small whole numbers have exact products: any wrong, missing or doubl
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numba
@@ -361,15 +362,16 @@ def test_backwards_through_the_panels(dtype: str, guarded: Guards) -> None:
     """The second cache is to hold one of them; with and without a vector behind the last."""
     rng, width = np.random.default_rng(8), panel(dtype)
     k = depth_of(NEAR // (width * operand(dtype).itemsize), dtype)
-    for n in (width - 1, *(3 * width + more for more in (0, 1, width // VECTORS, width - 1))):
-        W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (8, k), dtype)
+    edges = (width - 1, *(3 * width + more for more in (0, 1, width // VECTORS, width - 1)))
+    for n, rows in itertools.product(edges, (8, 29)):
+        W, A = whole_numbers(rng, (k, n), dtype), whole_numbers(rng, (rows, k), dtype)
         P = packed(k, n, dtype)
         pack(P, W, 0, n)
         for turn in (1, 2, 3):
-            C = guarded(old(rng, (8, n), dtype, True))
+            C = guarded(old(rng, (rows, n), dtype, True))
             want = A @ W + C
-            product(C, A, P, 0, 8, n, True, tile_for(dtype).address(), turn)
-            assert equal(C, want), (n, turn)
+            product(C, A, P, 0, rows, n, True, tile_for(dtype).address(), turn)
+            assert equal(C, want), (n, rows, turn)
 
 
 @each_dtype

@@ -76,7 +76,9 @@ class MatrixTile(TileEmitter):
     def sweep(self, down: int, across: int) -> None:
         """All columns, ``across`` registers at a time; fewer for the last ones."""
         b, width = self.builder, self.at(across * SIDE)
-        with cgutils.for_range_slice(b, self.at(0), self.columns, width, self.index) as (column, _):
+        last = b.mul(b.sdiv(b.sub(self.columns, self.at(1)), width), width)
+        with cgutils.for_range_slice(b, self.at(0), self.columns, width, self.index) as (done, _):
+            column = b.select(self.back, b.sub(last, done), done)
             left = b.sub(self.columns, column)
             wanted = b.sdiv(b.add(left, self.at(SIDE - 1)), self.at(SIDE))
             end = b.append_basic_block("sweep.end")

@@ -57,7 +57,7 @@ class Layout(NamedTuple):
     deep : most rows of a panel that `gemm` takes at a time: more would outgrow the second cache
     apart : elements between steps of a row of packed A, which may lie in `squares`
     near : bytes of A that `gemm` reads again and again, beside panels
-    once : most bytes of panels that stay near, so that one call goes through all of them
+    both_ways : whether a tile goes through panels in either direction
     panels : of D that `gemm_tn` packs at a time
     """
 
@@ -66,12 +66,12 @@ class Layout(NamedTuple):
     deep: int
     apart: int
     near: int
-    once: int
+    both_ways: bool
     panels: int
 
 
-BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, NEAR, 1)
-BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, 6 * NEAR, 8)
+BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, False, 1)
+BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, True, 8)
 
 
 def layout(operands: Any) -> Layout:
@@ -238,13 +238,14 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     how = layout_of(P)
     tiles = -(-M // how.rows)
     size = max(1, min(K, how.deep) * P.shape[2] * P.itemsize)
-    once = T == 1 and tiles == 1 and N * K * P.itemsize <= how.once
-    near = (how.once if once else NEAR) // size
-    group = P.shape[2] * max(near, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
+    group = P.shape[2] * max(NEAR // size, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
+    if how.both_ways and T == 1 and tiles == 1 and how.deep >= K:
+        group = max(N, 1)
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
     together = max(1, how.near // max(1, M * min(K, how.deep) * A.itemsize))
     pieces = groups * -(-K // how.deep)
     for t0 in range(0, T, together):
+        back = turn % 2 == 1
         t1 = min(t0 + together, T)
         for n in range(pieces):
             j0, k0, columns, k, p0 = _piece(P, N, group, groups, n, turn)
@@ -261,12 +262,12 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
                     if k0 == 0:
                         tile(
                             code, C, c0, c_row, D, d0, d_row, A, a0, a_row,
-                            P, p0, p_step, k, rows, columns, added != NONE, next, pace,
+                            P, p0, p_step, k, rows, columns, added != NONE, back, next, pace,
                         )  # fmt: skip
                     else:
                         tile(
                             code, C, c0, c_row, C, c0, c_row, A, a0, a_row,
-                            P, p0, p_step, k, rows, columns, True, next, pace,
+                            P, p0, p_step, k, rows, columns, True, back, next, pace,
                         )  # fmt: skip
                     m += rows
                     next += share
@@ -346,7 +347,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
                     tile(
                         code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, (m - m0) * K, K,
                         P, 0, K * width, k, min(most, m1 - m), columns, accumulate or r < newest,
-                        next, pace,
+                        False, next, pace,
                     )  # fmt: skip
                 j0 += columns
 

@@ -88,28 +88,30 @@ def _kind_of(operand: types.Type) -> type[TileEmitter]:
 
 @partial(kernel, by_address=True)
 def tile_code(
-    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace
+    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next,
+    pace,
 ):  # fmt: skip
     """`tile` for C and D of type ``scalar``, and A and P of type ``operand``, at addresses."""
     _emit(
-        scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace
+        scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next, pace
     )  # fmt: skip
 
 
 @intrinsic(prefer_literal=False)
 def _emit(
-    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next,
-    pace,
+    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back,
+    next, pace,
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         lanes = VECTOR_BITS // scalar.instance_type.bitwidth
         tile = _kind_of(operand.instance_type)(builder, *kinds, lanes, VECTORS)
-        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, next, pace = args[2:]
+        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next, pace = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
         tile.ldc, tile.ldd, tile.lda = ldc, ldd, lda
-        tile.p_step, tile.K, tile.columns, tile.add = p_step, K, columns, add
+        tile.p_step, tile.K, tile.columns = p_step, K, columns
+        tile.add, tile.back = add, back
         tile.next, tile.pace = builder.inttoptr(next, BYTES), pace
         tile.emit(rows)
         return context.get_dummy_value()
@@ -120,7 +122,7 @@ def _emit(
 def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
     """The types of `tile_code`'s arguments."""
     of = tuple(types.TypeRef(t) for t in (scalar, operand))
-    return (*of, *[types.intp] * 11, types.boolean, *[types.intp] * 2)
+    return (*of, *[types.intp] * 11, *[types.boolean] * 2, *[types.intp] * 2)
 
 
 def tile_of(P: np.ndarray) -> Code:
@@ -141,7 +143,7 @@ def tile_for(operands: Any) -> Code:
 @intrinsic(prefer_literal=False)
 def tile(
     typingctx, code, C, c0, ldc, D, d0, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, add,
-    next, pace,
+    back, next, pace,
 ):  # fmt: skip
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
@@ -151,13 +153,15 @@ def tile(
     ``D[d0 + m*ldd + p*panel + j]``. Elements of P and A may be pairs of bfloat16; see
     `charrnn.kernels.amx` for what its tile asks of these.
 
+    The matrix unit's tile goes through the panels ``back`` if it is told to, others never do.
+
     Meanwhile it asks for what will be needed next, from the address ``next`` on: `ASKED` lines for
     the second cache every `UNROLLED` steps of k, beginning ``pace`` bytes further each time. It has
     to be memory of this process, because who asks for other pages waits.
     """
     sig = types.void(
         types.intp, C, *[types.intp] * 2, D, *[types.intp] * 2, A, *[types.intp] * 2, P,
-        *[types.intp] * 5, types.boolean, *[types.intp] * 2,
+        *[types.intp] * 5, *[types.boolean] * 2, *[types.intp] * 2,
     )  # fmt: skip
     kinds = _kinds(C.dtype, P.dtype)
 

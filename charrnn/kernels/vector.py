@@ -111,6 +111,7 @@ class TileEmitter(Emitter):
     c, d, a, p : pointers to the first elements
     ldc, ldd, lda, p_step : elements between rows of C, of D and of A, and between panels of P
     K, columns, add : the inner dimension, C's columns, and whether D is added
+    back : whether the last columns come first
     next, pace : bytes to ask for meanwhile, see `charrnn.kernels.tile.tile`
     """
 
@@ -121,4 +122,5 @@ class TileEmitter(Emitter):
         self.operand = ir.VectorType(operand, lanes)
         self.panel = vectors * lanes
         self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
-        self.lda = self.p_step = self.K = self.columns = self.add = self.next = self.pace = None
+        self.lda = self.p_step = self.K = self.columns = self.add = self.back = None
+        self.next = self.pace = None
