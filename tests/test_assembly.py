@@ -58,14 +58,14 @@ def assembly(
     """A function that is one tile."""
     pointers = [ir.PointerType(kind) for kind in (scalar, scalar, operand, operand)]
     index = ir.IntType(64)
-    kinds = [*pointers, *[index] * 7, *[ir.IntType(1)] * 2, tile.BYTES, index]
+    kinds = [*pointers, *[index] * 7, ir.IntType(1), *[index] * 2, ir.IntType(1), tile.BYTES, index]
     module = ir.Module()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
     made = kind(builder, scalar, operand, lanes, tile.VECTORS)
     made.c, made.d, made.a, made.p, made.ldc, made.ldd, made.lda = function.args[:7]
-    made.p_step, made.K, rows, made.columns, made.add, made.back = function.args[7:13]
-    made.next, made.pace = function.args[13:]
+    made.p_step, made.K, rows, made.columns, made.add = function.args[7:12]
+    made.ids, made.bias, made.back, made.next, made.pace = function.args[12:]
     made.emit(rows)
     builder.ret_void()
     triple, _, _, features = PROCESSORS[processor]

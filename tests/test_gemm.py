@@ -22,7 +22,9 @@ from charrnn.kernels.gemm import (
     _ahead,
     _coming,
     _piece,
+    factor,
     gemm,
+    gemm_gathered,
     halves,
     keeps,
     layout,
@@ -355,6 +357,27 @@ def test_a_product_of_many_steps(dtype: str, rows: int) -> None:
     pack(P, W, 0, n)
     project(out, x, P, bias, 0, rows, ALONE, tile_for(dtype).address())
     assert equal(out, x @ W + bias)
+
+
+@numba.njit
+def gathered(C, A, P, W, ids, b, code, turn):
+    half = halves(P, *A.shape)
+    gemm_gathered(C, factor(A, P, half), P, W, ids, b, turn, half, code)
+
+
+@each_dtype
+def test_a_product_and_rows_by_id(dtype: str, guarded: Guards) -> None:
+    rng, k = np.random.default_rng(9), 40
+    for n, rows in itertools.product(edges(dtype), (1, 2, 8, 29, 70)):
+        A, W = whole_numbers(rng, (rows, k), dtype), whole_numbers(rng, (k, n), dtype)
+        table, b = (whole_numbers(rng, shape, dtype) for shape in ((5, n + 3), (n + 3,)))
+        ids = rng.integers(0, 5, rows).astype(np.int32)
+        P = packed(k, n, dtype)
+        pack(P, W, 0, n)
+        C = guarded(old(rng, (rows, n), dtype, False))
+        given = guarded(A), P, guarded(table)[:, 3:], ids, guarded(b)[3:]
+        gathered(C, *given, tile_for(dtype).address(), n % 2)
+        assert equal(C, A @ W + table[ids, 3:] + b[3:]), (n, rows)
 
 
 @each_dtype

@@ -36,18 +36,15 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat, code
     """The equations above. h (T+1, B, H); gates (T, B, 4H); Wh_rz and Wh_n packed."""
     H = h.shape[2]
     r0, r1, u0, u1 = bounds(Wh_n, h.shape[1], H, r0, r1, seat)
-    rz, last = gates[:, :, : 2 * H], gates[:, :, 3 * H :]
+    rz, q_panels = gates[:, :, : 2 * H], Wh_n[u0 // Wh_n.shape[2] :]
     half = halves(Wh_rz, r1 - r0, H)
     for t in range(gates.shape[0]):
         if ids.shape[0] > 0:
             gather(gates[t], ids[t], Wx, b, r0, r1, 2 * H + u0, 2 * H + u1)
-        for r in range(r0, r1):
-            q, bias = gates[t, r, 3 * H + u0 : 3 * H + u1], bhn[u0:u1]
-            for j in range(u1 - u0):
-                q[j] = bias[j]
         x = factor(h[t, r0:r1], Wh_rz, half)
         add_product(rz, x, H, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
-        add_product(last, x, H, t, Wh_n, ids[:0], Wx, b, r0, r1, u0, u1, arrivals, seat, code)
+        part = gates[t, r0:r1, 3 * H + u0 : 3 * H + u1]
+        gemm(part, x, q_panels, bhn[u0:u1], t, x, code)
         for r in range(r0, r1):
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]

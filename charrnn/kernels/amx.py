@@ -148,10 +148,7 @@ class MatrixTile(TileEmitter):
     def finish(self, m: int, across: int, column: ir.Value, left: ir.Value) -> None:
         """The m-th registers side by side to C, through the buffer if D is added or not all is."""
         b, sums, first = self.builder, SUMS[2 * m : 2 * m + across], self.at(m * SIDE)
-        c, d = (
-            self.step(array, b.mul(first, step), column)
-            for array, step in ((self.c, self.ldc), (self.d, self.ldd))
-        )
+        c = self.step(self.c, b.mul(first, self.ldc), column)
         rows, whole = b.sub(self.rows, first), b.icmp_signed(">=", left, self.at(across * SIDE))
         there = b.gep(self.buffer, [self.at(0), self.at(m * SIDE * across)])
         there, width = b.bitcast(there, c.type), self.at(across * SIDE)
@@ -162,23 +159,25 @@ class MatrixTile(TileEmitter):
             with through:
                 for n, number in enumerate(sums):
                     self.move("tilestored64", number, self.step(there, self.at(n * SIDE)), width)
-                self.copy(c, there, d, rows, across, left)
+                self.copy(c, there, first, rows, column, across, left)
 
-    def copy(self, c, there, d, rows, across, left):
+    def copy(self, c, there, first, rows, column, across, left):
         """From the buffer to C, plus D if it is added; the last vector of a row is masked."""
         b = self.builder
         rows = b.select(b.icmp_signed("<", rows, self.at(SIDE)), rows, self.at(SIDE))
         masks = [None] * (across - 1) + [self.mask(b.sub(left, self.at((across - 1) * SIDE)))]
         with cgutils.for_range(b, rows, intp=self.index) as loop:
+            d = self.row_of_d(b.add(first, loop.index))
             for n, mask in enumerate(masks):
-                to, source, other = (
+                to, source = (
                     self.step(x, b.mul(loop.index, step), self.at(n * SIDE))
-                    for x, step in ((c, self.ldc), (there, self.at(across * SIDE)), (d, self.ldd))
+                    for x, step in ((c, self.ldc), (there, self.at(across * SIDE)))
                 )
                 value = self.load(source, self.vector)
                 with b.if_else(self.add) as (add, not_):
                     with add:
-                        total = b.fadd(self.load(other, self.vector, mask), value)
+                        beside = b.add(column, self.at(n * SIDE))
+                        total = b.fadd(self.added(d, beside, mask), value)
                         added = b.block
                     with not_:
                         as_it_is = b.block

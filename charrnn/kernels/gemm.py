@@ -28,6 +28,7 @@ from charrnn.kernels.pack import (
 )
 from charrnn.kernels.tile import (
     ASKED,
+    ID_BYTES,
     ROWS,
     UNROLLED,
     VECTORS,
@@ -41,8 +42,6 @@ DEPTH = 256
 """Rows of the inner dimension that `gemm_tn` packs at a time."""
 WIDEST = 512
 """Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
-NONE, ROW, MATRIX = range(3)
-"""What `gemm` adds to its product."""
 NEAR = 1 << 18
 """Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
 
@@ -68,6 +67,23 @@ class Layout(NamedTuple):
     near: int
     both_ways: bool
     panels: int
+
+
+class Added(NamedTuple):
+    """What a product is added to; all 0: nothing.
+
+    Attributes
+    ----------
+    first : address of its first element
+    step, row : elements between its matrices, and between its rows
+    ids, bias : addresses, or 0, of the rows' numbers (int32), and of what is added to each row
+    """
+
+    first: int
+    step: int
+    row: int
+    ids: int
+    bias: int
 
 
 BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, False, 1)
@@ -110,6 +126,14 @@ def gemm(C, A, P, D, turn, half, code):
         A, P = np.swapaxes(unpaired(pairs(np.swapaxes(A, -1, -2))), -1, -2), unpaired(P)
     W = np.ascontiguousarray(P.transpose(1, 0, 2)).reshape(P.shape[1], -1)[:, : C.shape[-1]]
     C[...] = A @ W if D is None else D + A @ W
+
+
+def gemm_gathered(C, A, P, W, ids, b, turn, half, code):
+    """`gemm` with ``D = W[ids] + b``, which is nowhere written; W (V, N), ids (M,) int32, b (N,).
+
+    ``C = onehot @ W + b + A @ W'``: what `charrnn.kernels.gather` makes, and the product.
+    """
+    gemm(C, A, P, W[ids] + b, turn, half, code)
 
 
 def gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
@@ -161,6 +185,17 @@ def _halves(P, rows, k):
     return (lambda P, rows, k: np.empty(0, P.dtype)) if unrounded else impl
 
 
+def elements(x, axis):
+    """Elements between neighbours along an axis."""
+    return x.strides[axis] // x.itemsize
+
+
+@overload(elements)
+def _elements(x, axis):
+    size = x.dtype.bitwidth // 8  # a constant, as ``itemsize`` is not
+    return lambda x, axis: x.strides[axis] // size
+
+
 def factor(A, P, half):
     """A (M, K) as `gemm` multiplies it by P: rounded in ``half`` if P is, for several products."""
     return A
@@ -176,44 +211,57 @@ def _factor(A, P, half):
 @overload(gemm)
 def _gemm(C, A, P, D, turn, half, code):
     def nothing(C, A, P, D, turn, half, code):
-        _into(C, A, P, C, NONE, turn, half, code)
+        _into(C, A, P, Added(0, 0, 0, 0, 0), turn, half, code)
 
     def row(C, A, P, D, turn, half, code):
-        D = np.expand_dims(np.expand_dims(D, 0), 0)
-        _into(C, A, P, D, ROW, turn, half, code)
+        _into(C, A, P, Added(address(D), 0, 0, 0, 0), turn, half, code)
 
     def matrix(C, A, P, D, turn, half, code):
-        _into(C, A, P, D, MATRIX, turn, half, code)
+        added = Added(address(D), 0, elements(D, 0), 0, 0)
+        _into(C, A, P, added, turn, half, code)
 
-    if isinstance(D, types.Array):
-        return row if D.ndim == 1 else matrix
-    return nothing
+    def matrices(C, A, P, D, turn, half, code):
+        added = Added(address(D), elements(D, 0), elements(D, 1), 0, 0)
+        _into(C, A, P, added, turn, half, code)
+
+    return (row, matrix, matrices)[D.ndim - 1] if isinstance(D, types.Array) else nothing
 
 
-def _into(C, A, P, D, added, turn, half, code):
-    """`gemm`, told which of three D is; a row has as many axes as C."""
+@overload(gemm_gathered)
+def _gemm_gathered(C, A, P, W, ids, b, turn, half, code):
+    def impl(C, A, P, W, ids, b, turn, half, code):
+        added = Added(address(W), 0, elements(W, 0), address(ids), address(b))
+        _into(C, A, P, added, turn, half, code)
+
+    return impl
+
+
+def _into(C, A, P, added, turn, half, code):
+    """`gemm` and `gemm_gathered`."""
 
 
 @overload(_into)
-def _into_overload(C, A, P, D, added, turn, half, code):
-    def impl_2d(C, A, P, D, added, turn, half, code):
-        C, A, D = np.expand_dims(C, 0), np.expand_dims(A, 0), np.expand_dims(D, 0)
-        _into(C, A, P, D, added, turn, half, code)
+def _into_overload(C, A, P, added, turn, half, code):
+    def impl_2d(C, A, P, added, turn, half, code):
+        _into(np.expand_dims(C, 0), np.expand_dims(A, 0), P, added, turn, half, code)
 
-    def impl_pairs(C, A, P, D, added, turn, half, code):
+    def impl_pairs(C, A, P, added, turn, half, code):
         rows = 1 if A.shape[1] == 1 else padded(P, A.shape[1])
         steps = max(1, half.size // max(1, rows * P.shape[1]))
+        first, step, row, ids, bias = added
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
-            d = D[t0:t1] if added == MATRIX else D[0:1]
-            _into(C[t0:t1], round_rows(half, A[t0:t1]), P, d, added, turn, half, code)
+            some = Added(first + t0 * step * C.itemsize, step, row, ids, bias)
+            _into(C[t0:t1], round_rows(half, A[t0:t1]), P, some, turn, half, code)
 
-    def impl(C, A, P, D, added, turn, half, code):
+    def impl(C, A, P, added, turn, half, code):
         T, M, _ = C.shape
         if M == 1:  # steps as rows: tiles of one row are slow
-            _product(C, A, P, D, 1, T, 0, added, turn, code)
+            first, step, row, ids, bias = added
+            added = Added(first, 0, row if ids else step, ids, bias)
+            _product(C, A, P, 1, T, 0, added, turn, code)
         else:
-            _product(C, A, P, D, T, M, 1, added, turn, code)
+            _product(C, A, P, T, M, 1, added, turn, code)
 
     if A.ndim == 2:
         return impl_2d
@@ -221,7 +269,7 @@ def _into_overload(C, A, P, D, added, turn, half, code):
 
 
 @kernel
-def _product(C, A, P, D, T, M, axis, added, turn, code):
+def _product(C, A, P, T, M, axis, added, turn, code):
     """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
 
     Some steps, whose A the second cache holds, go through all panels before the next ones do, the
@@ -229,11 +277,10 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
     these, while it asks for a share of those that come next. Rows are shared out evenly over the
     tiles, because one of few rows is slower.
     """
-    c_step, c_row = C.strides[0] // C.itemsize, C.strides[axis] // C.itemsize
-    a_step, a_row = A.strides[0] // A.itemsize, A.strides[axis] // A.itemsize
-    d_step, d_row = D.strides[0] // D.itemsize, D.strides[axis] // D.itemsize
-    if added == ROW:
-        d_step = d_row = 0
+    c_step, c_row = elements(C, 0), elements(C, axis)
+    a_step, a_row = elements(A, 0), elements(A, axis)
+    first, d_step, d_row, ids, bias = added
+    d_down = 0 if ids else d_row
     N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
     how = layout_of(P)
     tiles = -(-M // how.rows)
@@ -258,16 +305,18 @@ def _product(C, A, P, D, T, M, axis, added, turn, code):
                 for left in range(tiles, 0, -1):
                     rows = min(-(-(M - m) // (left * how.grain)) * how.grain, M - m)
                     a0 = t * a_step + m * a_row + k0 * how.apart
-                    c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_row + j0
+                    c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_down + j0
                     if k0 == 0:
                         tile(
-                            code, C, c0, c_row, D, d0, d_row, A, a0, a_row,
-                            P, p0, p_step, k, rows, columns, added != NONE, back, next, pace,
+                            code, C, c0, c_row, first + d0 * C.itemsize if first else 0, d_row,
+                            A, a0, a_row, P, p0, p_step, k, rows, columns,
+                            ids + m * ID_BYTES if ids else 0,
+                            bias + j0 * C.itemsize if bias else 0, back, next, pace,
                         )  # fmt: skip
                     else:
                         tile(
-                            code, C, c0, c_row, C, c0, c_row, A, a0, a_row,
-                            P, p0, p_step, k, rows, columns, True, back, next, pace,
+                            code, C, c0, c_row, address(C) + c0 * C.itemsize, c_row,
+                            A, a0, a_row, P, p0, p_step, k, rows, columns, 0, 0, back, next, pace,
                         )  # fmt: skip
                     m += rows
                     next += share
@@ -322,7 +371,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
     most, group = how.rows, how.panels * width
 
     def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
-        ldc, K = C.strides[0] // C.itemsize, steps_of(scratch, DEPTH)
+        ldc, K = elements(C, 0), steps_of(scratch, DEPTH)
         room = K * (group + width)
         D_panels = scratch[:room].reshape(-1, K, width)
         A_rows = scratch[room : room + padded(scratch, m1 - m0) * K].reshape(-1, K)
@@ -344,10 +393,12 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
                     if how.apart == 1:  # the matrix unit loads no faster than it can
                         left -= 1
                         next, pace = _ahead(before, left, k // UNROLLED, P)
+                    place, d = m * ldc + j0, 0
+                    if accumulate or r < newest:
+                        d = address(C) + place * C.itemsize
                     tile(
-                        code, C, m * ldc + j0, ldc, C, m * ldc + j0, ldc, A_rows, (m - m0) * K, K,
-                        P, 0, K * width, k, min(most, m1 - m), columns, accumulate or r < newest,
-                        False, next, pace,
+                        code, C, place, ldc, d, ldc, A_rows, (m - m0) * K, K,
+                        P, 0, K * width, k, min(most, m1 - m), columns, 0, 0, False, next, pace,
                     )  # fmt: skip
                 j0 += columns
 

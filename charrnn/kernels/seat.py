@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from charrnn.kernels.gather import gather
-from charrnn.kernels.gemm import gemm
+from charrnn.kernels.gemm import gemm, gemm_gathered
 from charrnn.kernels.jit import kernel
 from charrnn.kernels.pack import aligned_zeros
 from charrnn.kernels.program import YIELD, meet
@@ -57,8 +56,8 @@ def join(arrivals, seat):
 def add_product(gates, x, H, t, P, ids, Wx, b, m0, m1, u0, u1, arrivals, seat, code):
     """``gates[t] += h[t] @ W`` for a thread's `bounds` of rows and units; W (H, G H) packed as P.
 
-    ``x`` is the `factor` that the thread's rows of h[t] are. With ``ids`` (T, B) gates first are
-    what these select, see `gather`.
+    ``x`` is the `factor` that the thread's rows of h[t] are. With ``ids`` (T, B) the product is
+    added to what these select, see `gather`, in place of what was in gates.
     """
     N, width = gates.shape[2], P.shape[2]
     size = N if seat[PARTIES] == 1 else H  # alone: all gates in one product
@@ -67,9 +66,11 @@ def add_product(gates, x, H, t, P, ids, Wx, b, m0, m1, u0, u1, arrivals, seat, c
         first = (parts - 1 - i if t % 2 else i) * size  # what was last is near
         n0 = min(N, (first + u0 + width - 1) // width * width)
         n1 = min(N, (first + size - H + u1 + width - 1) // width * width)
+        part, panels = gates[t, m0:m1, n0:n1], P[n0 // width :]
         if ids.shape[0] > 0:
-            gather(gates[t], ids[t], Wx, b, m0, m1, n0, n1)
-        part = gates[t, m0:m1, n0:n1]
-        gemm(part, x, P[n0 // width :], part, t, x, code)
+            W, bias = Wx[:, n0:n1], b[n0:n1]
+            gemm_gathered(part, x, panels, W, ids[t, m0:m1], bias, t, x, code)
+        else:
+            gemm(part, x, panels, part, t, x, code)
     if size < N and H % width > 0:  # a panel may lie across the units of two threads
         join(arrivals, seat)

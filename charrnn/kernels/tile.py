@@ -48,6 +48,8 @@ def unrolled_for(bits: int) -> int:
     return 4 if bits > 128 else 1
 
 
+ID_BYTES = 4
+"""Of a number in ``ids``."""
 VECTORS = vectors_for(VECTOR_REGISTERS)
 """Vectors in a panel's row."""
 UNROLLED = unrolled_for(VECTOR_BITS)
@@ -88,31 +90,33 @@ def _kind_of(operand: types.Type) -> type[TileEmitter]:
 
 @partial(kernel, by_address=True)
 def tile_code(
-    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next,
+    scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, ids, bias, back, next,
     pace,
 ):  # fmt: skip
     """`tile` for C and D of type ``scalar``, and A and P of type ``operand``, at addresses."""
     _emit(
-        scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next, pace
+        scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, ids, bias, back,
+        next, pace,
     )  # fmt: skip
 
 
 @intrinsic(prefer_literal=False)
 def _emit(
-    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back,
-    next, pace,
+    typingctx, scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, ids, bias,
+    back, next, pace,
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
         kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
         lanes = VECTOR_BITS // scalar.instance_type.bitwidth
         tile = _kind_of(operand.instance_type)(builder, *kinds, lanes, VECTORS)
-        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, add, back, next, pace = args[2:]
+        c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, *more = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
         tile.ldc, tile.ldd, tile.lda = ldc, ldd, lda
         tile.p_step, tile.K, tile.columns = p_step, K, columns
-        tile.add, tile.back = add, back
-        tile.next, tile.pace = builder.inttoptr(next, BYTES), pace
+        tile.add = builder.icmp_signed("!=", d, tile.at(0))
+        tile.ids, tile.bias, tile.back, next, tile.pace = more
+        tile.next = builder.inttoptr(next, BYTES)
         tile.emit(rows)
         return context.get_dummy_value()
 
@@ -122,7 +126,7 @@ def _emit(
 def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
     """The types of `tile_code`'s arguments."""
     of = tuple(types.TypeRef(t) for t in (scalar, operand))
-    return (*of, *[types.intp] * 11, *[types.boolean] * 2, *[types.intp] * 2)
+    return *of, *[types.intp] * 13, types.boolean, *[types.intp] * 2
 
 
 def tile_of(P: np.ndarray) -> Code:
@@ -142,16 +146,19 @@ def tile_for(operands: Any) -> Code:
 
 @intrinsic(prefer_literal=False)
 def tile(
-    typingctx, code, C, c0, ldc, D, d0, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, add,
+    typingctx, code, C, c0, ldc, d, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, ids, bias,
     back, next, pace,
 ):  # fmt: skip
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
     ``C[c0 + m*ldc + p*panel + j] = sum_k A[a0 + m*lda + k]
     * P[p0 + p*p_step + k*panel + j]`` for m < rows <= `most_rows` and p*panel + j < columns,
-    indices counting elements from each array's start; with ``add`` plus
-    ``D[d0 + m*ldd + p*panel + j]``. Elements of P and A may be pairs of bfloat16; see
-    `charrnn.kernels.amx` for what its tile asks of these.
+    indices counting elements from each array's start. Elements of P and A may be pairs of bfloat16;
+    see `charrnn.kernels.amx` for what its tile asks of these.
+
+    To that comes ``D[m*ldd + p*panel + j]`` if D has an address ``d`` that is not 0. If ``ids`` is
+    one, of int32 numbers, ``ids[m]`` takes m's place there; if ``bias`` is one, it is that of a row
+    which is added to D's.
 
     The matrix unit's tile goes through the panels ``back`` if it is told to, others never do.
 
@@ -159,26 +166,23 @@ def tile(
     the second cache every `UNROLLED` steps of k, beginning ``pace`` bytes further each time. It has
     to be memory of this process, because who asks for other pages waits.
     """
+    number = types.intp
     sig = types.void(
-        types.intp, C, *[types.intp] * 2, D, *[types.intp] * 2, A, *[types.intp] * 2, P,
-        *[types.intp] * 5, *[types.boolean] * 2, *[types.intp] * 2,
-    )  # fmt: skip
+        number, C, *[number] * 4, A, *[number] * 2, P, *[number] * 7, types.boolean, *[number] * 2
+    )
     kinds = _kinds(C.dtype, P.dtype)
 
     def codegen(context, builder, signature, args):
-        code, c, c0, ldc, d, d0, ldd, a, a0, lda, p, p0, p_step, K, *last = args
-        start = [
+        code, c, c0, ldc, d, ldd, a, a0, lda, p, p0, p_step, *more = args
+        c, a, p = (
             builder.ptrtoint(
                 builder.gep(context.make_array(ty)(context, builder, value=x).data, [first]),
                 c0.type,
             )
-            for ty, x, first in ((C, c, c0), (D, d, d0), (A, a, a0), (P, p, p0))
-        ]
+            for ty, x, first in ((C, c, c0), (A, a, a0), (P, p, p0))
+        )
         dummy = context.get_dummy_value()
-        values = [
-            dummy, dummy, start[0], ldc, start[1], ldd, start[2], lda, start[3], p_step,
-            K, *last,
-        ]  # fmt: skip
+        values = [dummy, dummy, c, ldc, d, ldd, a, lda, p, p_step, *more]
         kind = context.call_conv.get_function_type(types.none, kinds)
         callee = builder.inttoptr(code, kind.as_pointer())
         context.call_conv.call_function(builder, callee, types.none, kinds, values)
@@ -265,12 +269,8 @@ class Tile(TileEmitter):
             first = self.step(self.p, b.mul(b.sdiv(at, size), self.p_step), b.srem(at, size))
             p += [self.step(first, self.at(i * self.lanes)) for i in range(min(every, vectors - v))]
         a = [self.step(self.a, self.times(m, self.lda)) for m in range(rows)]
-        c, d = (
-            [[self.step(first, self.times(m, step), column, self.at(v * self.lanes))
-              for v in range(vectors)]
-             for m in range(rows)]
-            for first, step in ((self.c, self.ldc), (self.d, self.ldd))
-        )  # fmt: skip
+        columns = [b.add(column, self.at(v * self.lanes)) for v in range(vectors)]
+        c = [[self.step(self.c, self.times(m, self.ldc), j) for j in columns] for m in range(rows)]
         for row in c:  # it is needed when the sums are done
             for pointer in row[:: max(1, LINE_BYTES // (VECTOR_BITS // 8))]:
                 self.prefetch(pointer, to_write=True)
@@ -286,7 +286,7 @@ class Tile(TileEmitter):
         masks: list[ir.Value | None] = [None] * vectors
         if left is not None:
             masks[-1] = self.mask(b.sub(left, self.at((vectors - 1) * self.lanes)))
-        self.finish(sums, c, d, masks)
+        self.finish(sums, c, columns, masks)
 
     def accumulate(
         self, sums: Grid, a: list[ir.Value], p: list[ir.Value], k0: ir.Value, k1: ir.Value,
@@ -340,16 +340,19 @@ class Tile(TileEmitter):
             new[m][v] = self.multiply_add(x[m], y[v], new[m][v])
         return new
 
-    def finish(self, result: Grid, c: Grid, d: Grid, masks: list[ir.Value | None]) -> None:
+    def finish(
+        self, sums: Grid, c: Grid, columns: list[ir.Value], masks: list[ir.Value | None]
+    ) -> None:
         """Store the sums, or D and the sums."""
         b = self.builder
         with b.if_else(self.add) as (add, set_):
             for way in (add, set_):
                 with way:
-                    for row in zip(result, c, d, strict=True):
-                        for value, to, other, mask in zip(*row, masks, strict=True):
+                    for m, row in enumerate(zip(sums, c, strict=True)):
+                        d = self.row_of_d(self.at(m)) if way is add else None
+                        for value, to, column, mask in zip(*row, columns, masks, strict=True):
                             if way is add:
-                                value = b.fadd(self.load(other, self.vector, mask), value)
+                                value = b.fadd(self.added(d, column, mask), value)
                             self.store(value, to, mask)
 
     def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:

@@ -9,6 +9,9 @@ from llvmlite import ir
 from numba.core import cgutils
 
 BYTES = ir.PointerType(ir.IntType(8))
+ID = ir.IntType(32)
+MOST_ROWS = 32
+"""Of a tile."""
 
 
 class Emitter:
@@ -111,6 +114,7 @@ class TileEmitter(Emitter):
     c, d, a, p : pointers to the first elements
     ldc, ldd, lda, p_step : elements between rows of C, of D and of A, and between panels of P
     K, columns, add : the inner dimension, C's columns, and whether D is added
+    ids, bias : addresses of the numbers of D's rows, and of what is added to each; 0: none
     back : whether the last columns come first
     next, pace : bytes to ask for meanwhile, see `charrnn.kernels.tile.tile`
     """
@@ -123,4 +127,25 @@ class TileEmitter(Emitter):
         self.panel = vectors * lanes
         self.c = self.d = self.a = self.p = self.ldc = self.ldd = None
         self.lda = self.p_step = self.K = self.columns = self.add = self.back = None
-        self.next = self.pace = None
+        self.ids = self.bias = self.next = self.pace = None
+
+    def row_of_d(self, m: ir.Value) -> ir.Value:
+        """Where the row begins that is added to row ``m`` of C."""
+        b, order = self.builder, ir.ArrayType(ID, MOST_ROWS)(list(range(MOST_ROWS)))
+        ids = self.given(self.ids, ID, order)
+        number = b.sext(b.load(self.step(ids, m)), self.index)
+        return self.step(self.d, b.mul(number, self.ldd))
+
+    def added(self, row: ir.Value, column: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """A vector of a `row_of_d`, with the bias."""
+        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
+        bias = self.given(self.bias, self.vector.element, zeros, column)
+        row = self.step(row, column)
+        return self.builder.fadd(*(self.load(x, self.vector, mask) for x in (row, bias)))
+
+    def given(self, address: ir.Value, kind: ir.Type, other: ir.Constant, *steps: ir.Value):
+        """A pointer some steps from the address on, or to the constant if that is 0."""
+        b = self.builder
+        place = self.step(b.inttoptr(address, kind.as_pointer()), *steps)
+        other = b.bitcast(cgutils.global_constant(b, "tile.other", other), place.type)
+        return b.select(b.icmp_signed("==", address, self.at(0)), other, place)
