@@ -66,8 +66,8 @@ class Burst:
         ]
         results = (self._results, window.total, optimizer.found, optimizer.numbers, self._round)
         pack, *passes = window.phases()
-        *norms, factor = optimizer.clip_phases()
-        *updates, update = optimizer.step_phases()
+        *norms, factor = optimizer.clip_phases(window.parts)
+        *updates, update = optimizer.step_phases(window.parts)
         return [
             merged([takes], pack), *passes, *norms, merged(factor, [[(keep, results)]]), *updates,
             merged(update, carries),

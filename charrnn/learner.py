@@ -97,7 +97,7 @@ class Learner:
         self._last, self._slot = window, piece.shift
         window.set_dropout_key(self._config.train.seed, step)
         loss = window.run_gradients()
-        return loss, self.optimizer.clip()
+        return loss, self.optimizer.clip(window.parts)
 
     def steps(
         self, window: Inputs, ids: Ids, targets: Ids, step: int, rates: Sequence[float]
@@ -133,15 +133,18 @@ class Learner:
 
     def update(self, rate: float, step: int, clipping: Clipping) -> None:
         """Change the weights by the gradient; ``step`` counts from 1."""
-        self.optimizer.step(rate, step, clipping)
+        self.optimizer.step(rate, step, clipping, self._last.parts)
         self.model.changed()
 
     def kernels(self) -> Iterable[jit.Code]:
         """The code that a step runs, each once."""
-        optimizer = self.optimizer
-        phases = [*self.window.phases(), *optimizer.clip_phases(), *optimizer.step_phases()]
-        if self._repeats and isinstance(self.window, Pass):
-            phases += self.burst(self.window).phases()
+        window, optimizer = self.window, self.optimizer
+        phases = [
+            *window.phases(), *optimizer.clip_phases(window.parts),
+            *optimizer.step_phases(window.parts),
+        ]  # fmt: skip
+        if self._repeats and isinstance(window, Pass):
+            phases += self.burst(window).phases()
         calls = [call for phase in phases for item in phase for call in item]
         return dict.fromkeys(part for call in calls for part in code(call))
 

@@ -21,9 +21,6 @@ from charrnn.threads import Call, Phase, Program, Team, share
 BLOCK = 1 << 14
 """Elements that one call works on."""
 
-SMALL = 8 * BLOCK
-"""Elements of an array for which other threads are not worth waking."""
-
 MOMENTS = {
     "sgd": (),
     "momentum": ("v",),
@@ -70,20 +67,20 @@ class Optimizer:
         real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
         own = len(arguments(config, 0, 1, 0))
         self.numbers = np.zeros((len(self._groups), 2 + own), real)
-        self._programs: dict[tuple[int, str], Program] = {}
+        self._programs: dict[tuple[int, str, int], Program] = {}
         blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
         self._sums = np.zeros(blocks)
         self.found = np.ones(3)
 
-    def clip(self) -> Clipping:
-        """Measure the gradient. Nothing is written: `step` applies the factor."""
-        self._program("clip", self.clip_phases).run()
+    def clip(self, parts: int) -> Clipping:
+        """Measure the gradient, by so many threads. Nothing is written: `step` does that."""
+        self._program("clip", self.clip_phases, parts).run()
         return Clipping(float(self.found[update.NORM]), float(self.found[update.SCALE]))
 
-    def step(self, rate: float, number: int, clipping: Clipping) -> None:
-        """Training step ``number`` (from 1) at this learning rate."""
+    def step(self, rate: float, number: int, clipping: Clipping, parts: int) -> None:
+        """Training step ``number`` (from 1) at this learning rate, by so many threads."""
         self.numbers[:] = self.numbers_of(rate, number, clipping.scale)
-        self._program("step", self.step_phases).run()
+        self._program("step", self.step_phases, parts).run()
 
     def numbers_of(self, rate: float, number: int, scale: float) -> list[tuple[float, ...]]:
         """What `numbers` are in training step ``number``."""
@@ -91,20 +88,20 @@ class Optimizer:
         _, arguments = RULES[c.optimizer]
         return [(limit, scale, *arguments(c, rate, number, decay)) for decay, _, _ in self._groups]
 
-    def _program(self, name: str, phases: Callable[[], list[Phase]]) -> Program:
+    def _program(self, name: str, phases: Callable[[int], list[Phase]], parts: int) -> Program:
         """The program of these phases for the threads that there are."""
-        key = self.team.size, name
+        key = self.team.size, name, parts
         if key not in self._programs:
-            self._programs[key] = self.team.program(*phases())
+            self._programs[key] = self.team.program(*phases(parts))
         return self._programs[key]
 
-    def clip_phases(self) -> list[Phase]:
+    def clip_phases(self, parts: int) -> list[Phase]:
         """The kernel calls of `clip`."""
         limit = self.config.grad_clip_value
-        phases = self._norm_phases(math.inf, update.NORM)
-        return phases + (self._norm_phases(limit, update.CLIPPED) if limit else [])
+        phases = self._norm_phases(math.inf, update.NORM, parts)
+        return phases + (self._norm_phases(limit, update.CLIPPED, parts) if limit else [])
 
-    def _norm_phases(self, limit: float, which: int) -> list[Phase]:
+    def _norm_phases(self, limit: float, which: int, parts: int) -> list[Phase]:
         g = self.grads.flat
         bounds = [b for _, first, last in self._groups for b in _blocks(first, last)]
         calls = [
@@ -113,9 +110,9 @@ class Optimizer:
         ]
         bound = self.config.grad_clip or math.inf
         factor = (update.clip_factor, (self.found, self._sums, bound, which))
-        return [self._shared(calls), [[factor]]]
+        return [_shared(calls, parts), [[factor]]]
 
-    def step_phases(self) -> list[Phase]:
+    def step_phases(self, parts: int) -> list[Phase]:
         """The kernel calls of `step`."""
         kernel, _ = RULES[self.config.optimizer]
         arrays = (self.params.flat, *(m.flat for m in self.moments.values()), self.grads.flat)
@@ -124,13 +121,13 @@ class Optimizer:
             for numbers, (_, first, last) in zip(self.numbers, self._groups, strict=True)
             for i0, i1 in _blocks(first, last)
         ]
-        return [self._shared(calls)]
+        return [_shared(calls, parts)]
 
-    def _shared(self, calls: list[Call]) -> Phase:
-        """A run of calls for every thread, or all for one where others are not worth waking."""
-        parts = 1 if self.params.flat.size < SMALL else self.team.size
-        bounds = [share(len(calls), part, parts) for part in range(parts)]
-        return [calls[first:last] for first, last in bounds]
+
+def _shared(calls: list[Call], parts: int) -> Phase:
+    """A run of calls for every thread."""
+    bounds = [share(len(calls), part, parts) for part in range(parts)]
+    return [calls[first:last] for first, last in bounds]
 
 
 def _blocks(first: int, last: int) -> list[tuple[int, int]]:

@@ -119,7 +119,8 @@ class Inputs(ABC):
     losses : (T, B) nats of the targets
     total : (1,), their sum
     first : the step from which on there are losses
-    way, threads : of the team, when this was made
+    way : the team's, when this was made
+    parts : how many threads share it: all of these, or one if it is small
     ways : (T, B), see `charrnn.cells.base`
     """
 
@@ -128,7 +129,7 @@ class Inputs(ABC):
     def __init__(self, model: Model, T: int, B: int, dropout: float, first: int = 0) -> None:
         self.model, self.dropout, self.first = model, dropout, first
         self.way = model.team.way
-        self.threads = self.way.threads
+        self.parts = self.way.threads
         dtype = model.config.dtype
         self.ids = np.zeros((T, B), np.int32)
         self.targets = np.zeros((T, B), np.int32)
@@ -233,7 +234,8 @@ class Pass(Inputs):
         self.team, self.kind = model.team, kind
         self.training = kind in ("train", "gradient", "segment")
         self.chained = kind == "segment"
-        self.parts = self.threads if rounds * T * B * model.params.count >= SMALL else 1
+        if rounds * T * B * model.params.count < SMALL:
+            self.parts = 1
         self.like = like
         self.programs: dict[str, Program] = {}
         # A step's sums are the same however many are made side by side.
@@ -370,7 +372,7 @@ class Pass(Inputs):
 
     def there_and_back(self, weights: bool = False) -> list[Phase]:
         """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
-        pack, back = self.stack.pack(self.threads), self.stack.pack_back(self.threads)
+        pack, back = self.stack.pack(self.parts), self.stack.pack_back(self.parts)
         if not weights:
             there = merged(self.forward, *(block.gradients for block in self.blocks))
             return [pack, there, back, *self.backward]

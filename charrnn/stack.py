@@ -39,8 +39,6 @@ from charrnn.params import Params
 from charrnn.threads import LINE, Part, Phase, Program, share
 
 NO_IDS = np.empty((0, 0), np.int32)
-SMALL = 1 << 17
-"""Weights that one thread packs alone."""
 
 
 class Stack:
@@ -86,7 +84,6 @@ class Stack:
             head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])
         self.head, self.k = head.arrays, [layer.arrays for layer in layers]
         self._packing = sum(layers, head)
-        self._small = params.count < SMALL
         self.packing: dict[int, Program] = {}
         """What runs `pack`, by the number of threads."""
         self.version = -1
@@ -98,17 +95,13 @@ class Stack:
         self.memory.append(max(found, key=np.size).reshape(-1).view(np.uint8))
         return found
 
-    def pack(self, threads: int) -> Phase:
-        """Packs the weights for the way there."""
-        return self._shared(self._packing.there, threads)
+    def pack(self, parts: int) -> Phase:
+        """Packs the weights for the way there, shared by so many threads."""
+        return [part_of(self._packing.there, i, parts) for i in range(parts)]
 
-    def pack_back(self, threads: int) -> Phase:
+    def pack_back(self, parts: int) -> Phase:
         """Packs them for the way back, in the same memory."""
-        return self._shared(self._packing.back, threads)
-
-    def _shared(self, calls: list[Call], threads: int) -> Phase:
-        parts = 1 if self._small else threads
-        return [part_of(calls, i, parts) for i in range(parts)]
+        return [part_of(self._packing.back, i, parts) for i in range(parts)]
 
     def reads_ids(self, i: int) -> bool:
         """Whether layer ``i`` gathers rows of Wx by character."""

@@ -11,7 +11,7 @@ import strict
 import support
 from support import Guards
 
-from charrnn import model, optim, passes, stack
+from charrnn import model, passes
 from charrnn.kernels import pack
 
 if numba.config.BOUNDSCHECK:
@@ -40,8 +40,6 @@ def _threads_that_work() -> Iterator[None]:
     """Small models, too, are shared by all threads that a test asks for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "SMALL", 0)
-        patch.setattr(optim, "SMALL", 0)
-        patch.setattr(stack, "SMALL", 0)
         yield
 
 

@@ -66,9 +66,9 @@ def test_norms_of_gradient_update_and_weights(tmp_path: Path) -> None:
     scales: list[float] = []
     step = run.learner.optimizer.step
 
-    def spy(rate: float, number: int, clipping: Clipping) -> None:
+    def spy(rate: float, number: int, clipping: Clipping, parts: int) -> None:
         scales.append(clipping.scale)
-        step(rate, number, clipping)
+        step(rate, number, clipping, parts)
 
     run.learner.optimizer.step = spy  # type: ignore[method-assign]
     for event in run.events():

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from charrnn import api, burst, checkpoint, data, evaluate, optim, passes, runlog, runs, trainer
+from charrnn import api, burst, checkpoint, data, evaluate, passes, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
 from charrnn.errors import Ended, InputError
 from charrnn.schedules import learning_rate
@@ -189,8 +189,7 @@ HOURS = 1e4  # a pace at which only what is due parts steps
 def test_steps_in_one_go_are_the_same(
     variant: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (passes, optim):  # no work is too little for several threads
-        monkeypatch.setattr(module, "SMALL", 0)
+    monkeypatch.setattr(passes, "SMALL", 0)  # no work is too little for several threads
     options = LONG | dict(threads=threads) | (GONE_ON | VARIANTS)[variant]
     one, many, asked = tmp_path / "one", tmp_path / "many", []
     end(go(begin(one, **options)))
@@ -319,7 +318,7 @@ def test_teams_of_any_size_take_turns(bptt: str, tmp_path: Path) -> None:
     sizes = itertools.cycle((7, 2, 1, 3))
     for event in run.events():
         if event["event"] == "step":
-            assert run.learner._last.threads == run.model.team.size
+            assert run.learner._last.way.threads == run.model.team.size
             run.model.team.resize(next(sizes))
     assert tensors(tmp_path / "many") == tensors(tmp_path / "one")
     assert metrics(tmp_path / "many") == metrics(tmp_path / "one")
