@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from charrnn.kernels.elementwise import elementwise
 from charrnn.kernels.jit import kernel
 
 
@@ -28,17 +31,42 @@ def embed(out, ids, W, r0, r1):
                 row[j] = source[j]
 
 
+@elementwise("out")
+def add(out, x):
+    return (out + x,)
+
+
+@elementwise("out")
+def add_four(out, x, y, z, w):
+    return (out + x + y + z + w,)
+
+
 @kernel
 def scatter(dW, ids, dout, c0, c1, accumulate):
     """``dW[v, c0:c1] = sum of dout[r, c0:c1] where ids[r] = v``, or ``+=``.
 
     Undoes `gather` and `embed`, from the last row to the first. dW (V, N), ids (R,), dout (R, at
-    least N).
+    least N). Rows of one id come one after the other, four at a time, because dW's row is read and
+    written for each.
     """
     if not accumulate:
         for v in range(dW.shape[0]):
             dW[v, c0:c1] = 0
-    for r in range(ids.size - 1, -1, -1):
-        row, source = dW[ids[r], c0:c1], dout[r, c0:c1]
-        for j in range(row.size):
-            row[j] += source[j]
+    last = np.full(dW.shape[0], -1)  # row of each id
+    before = np.empty(ids.size, np.int64)  # the row of the same id before each row
+    for r in range(ids.size):
+        before[r], last[ids[r]] = last[ids[r]], r
+    for newest in range(ids.size - 1, -1, -1):
+        row, r = dW[ids[newest], c0:c1], newest
+        if last[ids[newest]] != newest:
+            continue
+        while r >= 0:
+            s = before[r]
+            t = before[s] if s >= 0 else -1
+            u = before[t] if t >= 0 else -1
+            if u >= 0:
+                add_four(row, dout[r, c0:c1], dout[s, c0:c1], dout[t, c0:c1], dout[u, c0:c1])
+                r = before[u]
+            else:
+                add(row, dout[r, c0:c1])
+                r = s
