@@ -69,14 +69,19 @@ class Layout(NamedTuple):
     panels: int
 
 
-class Added(NamedTuple):
-    """What a product is added to; all 0: nothing.
+class Rows(NamedTuple):
+    """Matrices: the address of the first, and elements between them and between their rows."""
 
-    Attributes
-    ----------
-    first : address of its first element
-    step, row : elements between its matrices, and between its rows
-    ids, bias : addresses, or 0, of the rows' numbers (int32), and of what is added to each row
+    first: int
+    step: int
+    row: int
+
+
+class Added(NamedTuple):
+    """`Rows` that a product is added to; all 0: none.
+
+    ``ids`` and ``bias`` are addresses, or 0, of the rows' numbers (int32), and of what is added to
+    each row.
     """
 
     first: int
@@ -185,15 +190,18 @@ def _halves(P, rows, k):
     return (lambda P, rows, k: np.empty(0, P.dtype)) if unrounded else impl
 
 
-def elements(x, axis):
-    """Elements between neighbours along an axis."""
-    return x.strides[axis] // x.itemsize
+def rows_of(x):
+    """`Rows` of an array (M, N) or (T, M, N)."""
+    step, row = (0, *x.strides)[-3:-1]
+    return Rows(x.ctypes.data, step // x.itemsize, row // x.itemsize)
 
 
-@overload(elements)
-def _elements(x, axis):
+@overload(rows_of)
+def _rows_of(x):
     size = x.dtype.bitwidth // 8  # a constant, as ``itemsize`` is not
-    return lambda x, axis: x.strides[axis] // size
+    if x.ndim == 2:
+        return lambda x: Rows(address(x), 0, x.strides[0] // size)
+    return lambda x: Rows(address(x), x.strides[0] // size, x.strides[1] // size)
 
 
 def factor(A, P, half):
@@ -217,21 +225,19 @@ def _gemm(C, A, P, D, turn, half, code):
         _into(C, A, P, Added(address(D), 0, 0, 0, 0), turn, half, code)
 
     def matrix(C, A, P, D, turn, half, code):
-        added = Added(address(D), 0, elements(D, 0), 0, 0)
-        _into(C, A, P, added, turn, half, code)
+        first, step, row = rows_of(D)
+        _into(C, A, P, Added(first, step, row, 0, 0), turn, half, code)
 
-    def matrices(C, A, P, D, turn, half, code):
-        added = Added(address(D), elements(D, 0), elements(D, 1), 0, 0)
-        _into(C, A, P, added, turn, half, code)
-
-    return (row, matrix, matrices)[D.ndim - 1] if isinstance(D, types.Array) else nothing
+    if isinstance(D, types.Array):
+        return row if D.ndim == 1 else matrix
+    return nothing
 
 
 @overload(gemm_gathered)
 def _gemm_gathered(C, A, P, W, ids, b, turn, half, code):
     def impl(C, A, P, W, ids, b, turn, half, code):
-        added = Added(address(W), 0, elements(W, 0), address(ids), address(b))
-        _into(C, A, P, added, turn, half, code)
+        first, step, row = rows_of(W)
+        _into(C, A, P, Added(first, step, row, address(ids), address(b)), turn, half, code)
 
     return impl
 
@@ -242,10 +248,22 @@ def _into(C, A, P, added, turn, half, code):
 
 @overload(_into)
 def _into_overload(C, A, P, added, turn, half, code):
-    def impl_2d(C, A, P, added, turn, half, code):
-        _into(np.expand_dims(C, 0), np.expand_dims(A, 0), P, added, turn, half, code)
+    def one(C, A, P, added, turn, half, code):
+        M, N = C.shape
+        _product(rows_of(C), rows_of(A), P, N, 1, M, added, turn, code)
 
-    def impl_pairs(C, A, P, added, turn, half, code):
+    def some(C, A, P, added, turn, half, code):
+        (T, M, N), c, a = C.shape, rows_of(C), rows_of(A)
+        if M == 1:  # steps as rows: tiles of one row are slow
+            c, a = Rows(c.first, 0, c.step), Rows(a.first, 0, a.step)
+            added = Added(added.first, 0, added.step, 0, 0)
+            T, M = 1, T
+        _product(c, a, P, N, T, M, added, turn, code)
+
+    def one_rounded(C, A, P, added, turn, half, code):
+        _into(C, factor(A, P, half), P, added, turn, half, code)
+
+    def some_rounded(C, A, P, added, turn, half, code):
         rows = 1 if A.shape[1] == 1 else padded(P, A.shape[1])
         steps = max(1, half.size // max(1, rows * P.shape[1]))
         first, step, row, ids, bias = added
@@ -254,42 +272,29 @@ def _into_overload(C, A, P, added, turn, half, code):
             some = Added(first + t0 * step * C.itemsize, step, row, ids, bias)
             _into(C[t0:t1], round_rows(half, A[t0:t1]), P, some, turn, half, code)
 
-    def impl(C, A, P, added, turn, half, code):
-        T, M, _ = C.shape
-        if M == 1:  # steps as rows: tiles of one row are slow
-            first, step, row, ids, bias = added
-            added = Added(first, 0, row if ids else step, ids, bias)
-            _product(C, A, P, 1, T, 0, added, turn, code)
-        else:
-            _product(C, A, P, T, M, 1, added, turn, code)
-
-    if A.ndim == 2:
-        return impl_2d
-    return impl if P.dtype == A.dtype else impl_pairs
+    if P.dtype == A.dtype:
+        return one if A.ndim == 2 else some
+    return one_rounded if A.ndim == 2 else some_rounded
 
 
 @kernel
-def _product(C, A, P, T, M, axis, added, turn, code):
-    """`gemm` for T matrices of M rows that share P; ``axis`` is that of the rows.
+def _product(C, A, P, N, T, M, added, turn, code):
+    """`gemm` for T matrices of M rows and N columns that share P; C and A are `Rows`.
 
     Some steps, whose A the second cache holds, go through all panels before the next ones do, the
     other way; some panels stay in it for all their rows, and each call of `tile` goes through
     these, while it asks for a share of those that come next. Rows are shared out evenly over the
     tiles, because one of few rows is slower.
     """
-    c_step, c_row = elements(C, 0), elements(C, axis)
-    a_step, a_row = elements(A, 0), elements(A, axis)
-    first, d_step, d_row, ids, bias = added
-    d_down = 0 if ids else d_row
-    N, K, p_step = C.shape[2], P.shape[1], P.shape[1] * P.shape[2]
+    K, p_step, size = P.shape[1], P.shape[1] * P.shape[2], P.itemsize
     how = layout_of(P)
     tiles = -(-M // how.rows)
-    size = max(1, min(K, how.deep) * P.shape[2] * P.itemsize)
-    group = P.shape[2] * max(NEAR // size, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
+    one = max(1, min(K, how.deep) * P.shape[2] * size)  # panel
+    group = P.shape[2] * max(NEAR // one, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
     if how.both_ways and T == 1 and tiles == 1 and how.deep >= K:
         group = max(N, 1)
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
-    together = max(1, how.near // max(1, M * min(K, how.deep) * A.itemsize))
+    together = max(1, how.near // max(1, M * min(K, how.deep) * size))
     pieces = groups * -(-K // how.deep)
     for t0 in range(0, T, together):
         back = turn % 2 == 1
@@ -304,23 +309,27 @@ def _product(C, A, P, T, M, axis, added, turn, code):
                 m = 0
                 for left in range(tiles, 0, -1):
                     rows = min(-(-(M - m) // (left * how.grain)) * how.grain, M - m)
-                    a0 = t * a_step + m * a_row + k0 * how.apart
-                    c0, d0 = t * c_step + m * c_row + j0, t * d_step + m * d_down + j0
+                    c = C.first + (t * C.step + m * C.row + j0) * size
+                    a = A.first + (t * A.step + m * A.row + k0 * how.apart) * size
+                    d, d_row, ids, bias = c, C.row, 0, 0
                     if k0 == 0:
-                        tile(
-                            code, C, c0, c_row, first + d0 * C.itemsize if first else 0, d_row,
-                            A, a0, a_row, P, p0, p_step, k, rows, columns,
-                            ids + m * ID_BYTES if ids else 0,
-                            bias + j0 * C.itemsize if bias else 0, back, next, pace,
-                        )  # fmt: skip
-                    else:
-                        tile(
-                            code, C, c0, c_row, address(C) + c0 * C.itemsize, c_row,
-                            A, a0, a_row, P, p0, p_step, k, rows, columns, 0, 0, back, next, pace,
-                        )  # fmt: skip
+                        d, d_row, ids, bias = _beside(added, t, m, j0, size)
+                    tile(
+                        code, P, c, C.row, d, d_row, a, A.row, p0, p_step, k, rows, columns,
+                        ids, bias, back, next, pace,
+                    )  # fmt: skip
                     m += rows
                     next += share
         turn += 1
+
+
+@register_jitable
+def _beside(added, t, m, j, size):
+    """What `tile` adds to the rows from m on and the columns from j on of matrix t."""
+    first, step, row, ids, bias = added
+    if first:
+        first += (t * step + (0 if ids else m * row) + j) * size
+    return first, row, ids + m * ID_BYTES if ids else 0, bias + j * size if bias else 0
 
 
 @kernel
@@ -371,7 +380,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
     most, group = how.rows, how.panels * width
 
     def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
-        ldc, K = elements(C, 0), steps_of(scratch, DEPTH)
+        out, K = rows_of(C), steps_of(scratch, DEPTH)
         room = K * (group + width)
         D_panels = scratch[:room].reshape(-1, K, width)
         A_rows = scratch[room : room + padded(scratch, m1 - m0) * K].reshape(-1, K)
@@ -393,12 +402,12 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
                     if how.apart == 1:  # the matrix unit loads no faster than it can
                         left -= 1
                         next, pace = _ahead(before, left, k // UNROLLED, P)
-                    place, d = m * ldc + j0, 0
-                    if accumulate or r < newest:
-                        d = address(C) + place * C.itemsize
+                    c = out.first + (m * out.row + j0) * C.itemsize
+                    d = c if accumulate or r < newest else 0
+                    a = address(A_rows) + (m - m0) * K * A_rows.itemsize
                     tile(
-                        code, C, place, ldc, d, ldc, A_rows, (m - m0) * K, K,
-                        P, 0, K * width, k, min(most, m1 - m), columns, 0, 0, False, next, pace,
+                        code, P, c, out.row, d, out.row, a, K, 0, K * width, k, min(most, m1 - m),
+                        columns, 0, 0, False, next, pace,
                     )  # fmt: skip
                 j0 += columns
 

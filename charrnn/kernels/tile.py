@@ -120,11 +120,12 @@ def _emit(
         tile.emit(rows)
         return context.get_dummy_value()
 
-    return types.void(*_kinds(scalar.instance_type, operand.instance_type)), codegen
+    return types.void(*_kinds(operand.instance_type)), codegen
 
 
-def _kinds(scalar: types.Type, operand: types.Type) -> tuple[types.Type, ...]:
-    """The types of `tile_code`'s arguments."""
+def _kinds(operand: types.Type) -> tuple[types.Type, ...]:
+    """The types of `tile_code`'s arguments for A and P of this type."""
+    scalar = operand if isinstance(operand, types.Float) else types.float32
     of = tuple(types.TypeRef(t) for t in (scalar, operand))
     return *of, *[types.intp] * 13, types.boolean, *[types.intp] * 2
 
@@ -140,21 +141,20 @@ def tile_for(operands: Any) -> Code:
     Compiled once, it is called by all products: in each of them it would take seconds to optimise.
     """
     packed = from_dtype(np.dtype({"bfloat16": "uint32", "parts": "int32"}.get(operands, operands)))
-    scalar = packed if isinstance(packed, types.Float) else types.float32
-    return Code(tile_code, _kinds(scalar, packed))
+    return Code(tile_code, _kinds(packed))
 
 
 @intrinsic(prefer_literal=False)
 def tile(
-    typingctx, code, C, c0, ldc, d, ldd, A, a0, lda, P, p0, p_step, K, rows, columns, ids, bias,
-    back, next, pace,
+    typingctx, code, P, c, ldc, d, ldd, a, lda, p0, p_step, K, rows, columns, ids, bias, back, next,
+    pace,
 ):  # fmt: skip
     """Some rows of C over the whole inner dimension, by the code at an address: see `tile_for`.
 
-    ``C[c0 + m*ldc + p*panel + j] = sum_k A[a0 + m*lda + k]
-    * P[p0 + p*p_step + k*panel + j]`` for m < rows <= `most_rows` and p*panel + j < columns,
-    indices counting elements from each array's start. Elements of P and A may be pairs of bfloat16;
-    see `charrnn.kernels.amx` for what its tile asks of these.
+    ``C[m*ldc + p*panel + j] = sum_k A[m*lda + k] * P[p0 + p*p_step + k*panel + j]`` for
+    m < rows <= `most_rows` and p*panel + j < columns, for C and A at the addresses ``c`` and ``a``;
+    indices count elements. Those of P and A may be pairs of bfloat16; see `charrnn.kernels.amx` for
+    what its tile asks of these.
 
     To that comes ``D[m*ldd + p*panel + j]`` if D has an address ``d`` that is not 0. If ``ids`` is
     one, of int32 numbers, ``ids[m]`` takes m's place there; if ``bias`` is one, it is that of a row
@@ -167,22 +167,15 @@ def tile(
     to be memory of this process, because who asks for other pages waits.
     """
     number = types.intp
-    sig = types.void(
-        number, C, *[number] * 4, A, *[number] * 2, P, *[number] * 7, types.boolean, *[number] * 2
-    )
-    kinds = _kinds(C.dtype, P.dtype)
+    sig = types.void(number, P, *[number] * 13, types.boolean, *[number] * 2)
+    kinds = _kinds(P.dtype)
 
     def codegen(context, builder, signature, args):
-        code, c, c0, ldc, d, ldd, a, a0, lda, p, p0, p_step, *more = args
-        c, a, p = (
-            builder.ptrtoint(
-                builder.gep(context.make_array(ty)(context, builder, value=x).data, [first]),
-                c0.type,
-            )
-            for ty, x, first in ((C, c, c0), (A, a, a0), (P, p, p0))
-        )
+        code, p, c, ldc, d, ldd, a, lda, p0, *more = args
+        packed = context.make_array(P)(context, builder, value=p).data
+        p = builder.ptrtoint(builder.gep(packed, [p0]), p0.type)
         dummy = context.get_dummy_value()
-        values = [dummy, dummy, c, ldc, d, ldd, a, lda, p, p_step, *more]
+        values = [dummy, dummy, c, ldc, d, ldd, a, lda, p, *more]
         kind = context.call_conv.get_function_type(types.none, kinds)
         callee = builder.inttoptr(code, kind.as_pointer())
         context.call_conv.call_function(builder, callee, types.none, kinds, values)
