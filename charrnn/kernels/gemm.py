@@ -28,7 +28,6 @@ from charrnn.kernels.pack import (
 )
 from charrnn.kernels.tile import (
     ASKED,
-    ID_BYTES,
     ROWS,
     UNROLLED,
     VECTORS,
@@ -36,12 +35,14 @@ from charrnn.kernels.tile import (
     tile,
     together,
 )
+from charrnn.kernels.vector import ID
 
 TOGETHER = tuple(together(max(rows, 1)) for rows in range(ROWS + 1))
 DEPTH = 256
 """Rows of the inner dimension that `gemm_tn` packs at a time."""
 WIDEST = 512
 """Columns of A that `gemm_tn` should get at the most: the second cache is to hold such a block."""
+ID_BYTES = ID.width // 8
 NEAR = 1 << 18
 """Bytes of A, and of panels, that `gemm` reads again and again: the second cache keeps both."""
 
@@ -289,12 +290,14 @@ def _product(C, A, P, N, T, M, added, turn, code):
     K, p_step, size = P.shape[1], P.shape[1] * P.shape[2], P.itemsize
     how = layout_of(P)
     tiles = -(-M // how.rows)
-    one = max(1, min(K, how.deep) * P.shape[2] * size)  # panel
-    group = P.shape[2] * max(NEAR // one, TOGETHER[min(-(-M // max(tiles, 1)), ROWS)])
+    deep = max(1, min(K, how.deep))
+    group = P.shape[2] * max(
+        NEAR // (deep * P.shape[2] * size), TOGETHER[min(-(-M // max(tiles, 1)), ROWS)]
+    )
     if how.both_ways and T == 1 and tiles == 1 and how.deep >= K:
         group = max(N, 1)
     groups = max(min(N, 1), -(-(N - P.shape[2] // VECTORS) // group))
-    together = max(1, how.near // max(1, M * min(K, how.deep) * size))
+    together = max(1, how.near // max(1, M * deep * size))
     pieces = groups * -(-K // how.deep)
     for t0 in range(0, T, together):
         back = turn % 2 == 1

@@ -41,12 +41,14 @@ class SquareEmitter(Emitter):
     first, below : where the numbers begin, and bytes between their rows
     down, across : rows and columns of numbers that there are
     to, apart : where the first square is, and elements from one to the next
+    neighbours, turned : whether pairs come from one row, and whether that is a column of the square
     """
 
     def __init__(self, builder: ir.IRBuilder, parts: int, neighbours: bool, turned: bool) -> None:
         super().__init__(builder, ir.FloatType(), SIDE)
         self.parts, self.neighbours, self.turned = parts, neighbours, turned
         self.first = self.below = self.down = self.across = self.to = self.apart = None
+        self.lines, self.masked = self.at(SIDE), False
 
     def emit(self) -> None:
         """All without masks where the numbers fill the square."""
@@ -54,7 +56,6 @@ class SquareEmitter(Emitter):
         deep, wide = (SIDE, 2 * SIDE) if self.neighbours else (2 * SIDE, SIDE)
         whole = b.icmp_signed(">=", self.across, self.at(wide))
         high = b.icmp_signed(">=", self.down, self.at(deep))
-        self.lines = self.at(SIDE)
         if self.neighbours and not self.turned:  # a row is a line, and nobody reads those beyond
             self.lines = b.select(high, self.lines, self.down)
         else:

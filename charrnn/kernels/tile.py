@@ -48,8 +48,6 @@ def unrolled_for(bits: int) -> int:
     return 4 if bits > 128 else 1
 
 
-ID_BYTES = 4
-"""Of a number in ``ids``."""
 VECTORS = vectors_for(VECTOR_REGISTERS)
 """Vectors in a panel's row."""
 UNROLLED = unrolled_for(VECTOR_BITS)

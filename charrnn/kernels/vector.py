@@ -5,13 +5,15 @@ All is emitted for the width of the processor that Numba compiles for.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from llvmlite import ir
 from numba.core import cgutils
 
 BYTES = ir.PointerType(ir.IntType(8))
 ID = ir.IntType(32)
 MOST_ROWS = 32
-"""Of a tile."""
+"""Of a tile, whatever it is made by."""
 
 
 class Emitter:
@@ -131,21 +133,30 @@ class TileEmitter(Emitter):
 
     def row_of_d(self, m: ir.Value) -> ir.Value:
         """Where the row begins that is added to row ``m`` of C."""
-        b, order = self.builder, ir.ArrayType(ID, MOST_ROWS)(list(range(MOST_ROWS)))
-        ids = self.given(self.ids, ID, order)
-        number = b.sext(b.load(self.step(ids, m)), self.index)
-        return self.step(self.d, b.mul(number, self.ldd))
+        b = self.builder
+        number = b.load(self.step(self.given(self.ids, ID, self.in_order), m))
+        return self.step(self.d, b.mul(b.sext(number, self.index), self.ldd))
 
     def added(self, row: ir.Value, column: ir.Value, mask: ir.Value | None) -> ir.Value:
         """A vector of a `row_of_d`, with the bias."""
-        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
-        bias = self.given(self.bias, self.vector.element, zeros, column)
+        bias = self.given(self.bias, self.vector.element, self.zeros, column)
         row = self.step(row, column)
         return self.builder.fadd(*(self.load(x, self.vector, mask) for x in (row, bias)))
 
-    def given(self, address: ir.Value, kind: ir.Type, other: ir.Constant, *steps: ir.Value):
-        """A pointer some steps from the address on, or to the constant if that is 0."""
+    def given(self, address: ir.Value, kind: ir.Type, other: ir.Value, *steps: ir.Value):
+        """A pointer some steps from the address on, or to something else if that is 0."""
         b = self.builder
         place = self.step(b.inttoptr(address, kind.as_pointer()), *steps)
-        other = b.bitcast(cgutils.global_constant(b, "tile.other", other), place.type)
-        return b.select(b.icmp_signed("==", address, self.at(0)), other, place)
+        return b.select(
+            b.icmp_signed("==", address, self.at(0)), b.bitcast(other, place.type), place
+        )
+
+    @cached_property
+    def in_order(self) -> ir.Value:
+        numbers = ir.ArrayType(ID, MOST_ROWS)(list(range(MOST_ROWS)))
+        return cgutils.global_constant(self.builder, "tile.in_order", numbers)
+
+    @cached_property
+    def zeros(self) -> ir.Value:
+        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
+        return cgutils.global_constant(self.builder, "tile.zeros", zeros)
