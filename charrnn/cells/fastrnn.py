@@ -15,7 +15,7 @@ from charrnn.cells.base import Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import elementwise, tanh
 from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.seat import add_product, bounds, join, own_row
 from charrnn.kernels.tile import tile_of
 
 ALPHA, BETA = 0.3, 0.7
@@ -37,7 +37,8 @@ def forward(h, gates, ids, Wx, b, alpha, beta, Wh, r0, r1, arrivals, seat, code)
     for t in range(gates.shape[0]):
         x = factor(h[t, r0:r1], Wh, half)
         add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             a, h0, h1 = gates[t, r, u0:u1], h[t, r, u0:u1], h[t + 1, r, u0:u1]
             step(a, h0, h1, alpha[0], beta[0])
         join(arrivals, seat)

@@ -18,7 +18,7 @@ from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gather import gather
 from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.seat import add_product, bounds, join, own_row
 from charrnn.kernels.softmax import column_sums
 from charrnn.kernels.tile import tile_of
 from charrnn.threads import LINE, share
@@ -45,7 +45,8 @@ def forward(h, gates, ids, Wx, b, bhn, Wh_rz, Wh_n, r0, r1, arrivals, seat, code
         add_product(rz, x, H, t, Wh_rz, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
         part = gates[t, r0:r1, 3 * H + u0 : 3 * H + u1]
         gemm(part, x, q_panels, bhn[u0:u1], t, x, code)
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             step(reset, z, n, q, h[t, r, u0:u1], h[t + 1, r, u0:u1])
@@ -69,7 +70,8 @@ def backward(dh, dh0, gates, h, ways, Wh_rzT, Wh_nT, r0, r1, arrivals, seat, cod
     first = u0 // Wh_nT.shape[2]
     panels_rz, panels_n, half = Wh_rzT[first:], Wh_nT[first:], halves(Wh_rzT, r1 - r0, 2 * H)
     for t in range(T - 1, -1, -1):
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             reset, z = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             n, q = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             h0, d, carry = h[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]

@@ -19,7 +19,7 @@ from charrnn.cells.base import Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import elementwise, sigmoid, tanh
 from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.seat import add_product, bounds, join, own_row
 from charrnn.kernels.tile import tile_of
 
 
@@ -39,7 +39,8 @@ def forward(h, c, gates, ids, Wx, b, Wh, r0, r1, arrivals, seat, code):
     for t in range(gates.shape[0]):
         x = factor(h[t, r0:r1], Wh, half)
         add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             step(i, f, g, o, c[t, r, u0:u1], c[t + 1, r, u0:u1], h[t + 1, r, u0:u1])
@@ -64,7 +65,8 @@ def backward(dh, dh0, dc, gates, c, ways, WhT, r0, r1, arrivals, seat, code):
     r0, r1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, r1 - r0, 4 * H)
     for t in range(T - 1, -1, -1):
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             i, f = gates[t, r, u0:u1], gates[t, r, H + u0 : H + u1]
             g, o = gates[t, r, 2 * H + u0 : 2 * H + u1], gates[t, r, 3 * H + u0 : 3 * H + u1]
             c0, c1, d, m = c[t, r, u0:u1], c[t + 1, r, u0:u1], dh[t, r, u0:u1], dc[r, u0:u1]

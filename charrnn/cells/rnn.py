@@ -13,7 +13,7 @@ from charrnn.cells.base import SLOPES, Arrays, Call, Cell, Part
 from charrnn.kernels.elementwise import at_least, elementwise, sigmoid, tanh, where_positive
 from charrnn.kernels.gemm import factor, gemm, halves
 from charrnn.kernels.jit import kernel
-from charrnn.kernels.seat import add_product, bounds, join
+from charrnn.kernels.seat import add_product, bounds, join, own_row
 from charrnn.kernels.tile import tile_of
 
 TANH, RELU, SIGMOID, IDENTITY = range(4)
@@ -73,7 +73,8 @@ def forward(h, gates, ids, Wx, b, Wh, activation, r0, r1, arrivals, seat, code):
     for t in range(gates.shape[0]):
         x = factor(h[t, r0:r1], Wh, half)
         add_product(gates, x, H, t, Wh, ids, Wx, b, r0, r1, u0, u1, arrivals, seat, code)
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             a, h1 = gates[t, r, u0:u1], h[t + 1, r, u0:u1]
             if activation == TANH:
                 step_tanh(a, h1)
@@ -93,7 +94,8 @@ def backward(dh, dh0, gates, ways, WhT, activation, r0, r1, arrivals, seat, code
     r0, r1, u0, u1 = bounds(WhT, dh.shape[1], H, r0, r1, seat)
     panels, half = WhT[u0 // WhT.shape[2] :], halves(WhT, r1 - r0, H)
     for t in range(T - 1, -1, -1):
-        for r in range(r0, r1):
+        for nth in range(r0, r1):
+            r = own_row(nth, r0, r1, seat)
             a, d, carry = gates[t, r, u0:u1], dh[t, r, u0:u1], dh0[r, u0:u1]
             way = ways[t, r]
             if activation == TANH:

@@ -46,6 +46,17 @@ def bounds(P, M, N, r0, r1, seat):
 
 
 @kernel
+def own_row(nth, r0, r1, seat):
+    """A row of r0 <= r < r1 for each ``nth`` of these numbers: everyone begins with another one.
+
+    Units of a row lie side by side, and processors fetch what lies behind what they read: threads
+    that were at the same row would take from each other what they are writing.
+    """
+    r = nth + (r1 - r0) * seat[PLACE] // seat[PARTIES]
+    return r if r < r1 else r - (r1 - r0)
+
+
+@kernel
 def join(arrivals, seat):
     """Wait for all who share the units: what each has written is there for the others."""
     if seat[PARTIES] > 1:
