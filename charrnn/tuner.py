@@ -132,14 +132,17 @@ class Tuner:
         if self._by_units(best.threads) is None:
             return best
         other = best._replace(contrary=True)
-        turns, _ = yield from self._compare([other, best], seconds[best])
+        turns, _ = yield from self._compare([other, best], seconds[best], best)
         faster = (CLEARLY * of(turns[other]) < of(turns[best]) for of in (min, statistics.median))
         return other if all(faster) else best
 
     def _compare(
-        self, ways: list[Way], usual: float
+        self, ways: list[Way], usual: float, kept: Way | None = None
     ) -> Generator[Way, float, tuple[dict[Way, list[float]], list[Way]]]:
-        """Ways take turns, the last one first: their times, and which ways may be the best."""
+        """Ways take turns, the last one first: their times, and which ways may be the best.
+
+        Only the one that is ``kept`` is never given up before the end.
+        """
         turns: dict[Way, list[float]] = {}
         seconds: dict[Way, float] = {}
         for round in range(ROUNDS):
@@ -154,7 +157,7 @@ class Tuner:
                     break
             best = {way: min(times) for way, times in turns.items()}  # others may have had bad luck
             limit = (SLOWER if round else HOPELESS) * min(best.values())
-            ways = [way for way in ways if way in best and best[way] <= limit]
+            ways = [w for w in ways if w == kept or (w in best and best[w] <= limit)]
             if len(ways) == 1:
                 break
         return turns, ways

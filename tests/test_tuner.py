@@ -160,11 +160,11 @@ def test_the_other_way_of_sharing(factor: float, rule: bool, most: int) -> None:
         assert [note for note in notes if note] == ([wanted] if team.contrary else [])
 
 
-@pytest.mark.parametrize("lucky", (0, 2))
+@pytest.mark.parametrize("lucky", (0, 2, 4, 6))
 def test_neighbours_do_not_change_the_way(lucky: int) -> None:
     """All turns of the usual way but one or two are slow: the other seems faster, and is not.
 
-    One of these is among its first two: a way that is a tenth slower in both is given up.
+    ``lucky``: how many turns the other way had before that.
     """
     team = Team(2)
     tuner = Tuner(team, [2], lambda n: False)
