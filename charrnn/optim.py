@@ -73,7 +73,7 @@ class Optimizer:
         self.found = np.ones(3)
 
     def clip(self, parts: int) -> Clipping:
-        """Measure the gradient, by so many threads. Nothing is written: `step` does that."""
+        """Measure the gradient, by so many threads; `step` applies the factor."""
         self._program("clip", self.clip_phases, parts).run()
         return Clipping(float(self.found[update.NORM]), float(self.found[update.SCALE]))
 

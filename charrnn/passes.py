@@ -120,7 +120,7 @@ class Inputs(ABC):
     total : (1,), their sum
     first : the step from which on there are losses
     way : the team's, when this was made
-    parts : how many threads share it: all of these, or one if it is small
+    parts : how many threads share it: the team's, or one if it is small
     ways : (T, B), see `charrnn.cells.base`
     """
 

@@ -192,9 +192,7 @@ def _halves(P, rows, k):
 
 
 def rows_of(x):
-    """`Rows` of an array (M, N) or (T, M, N)."""
-    step, row = (0, *x.strides)[-3:-1]
-    return Rows(x.ctypes.data, step // x.itemsize, row // x.itemsize)
+    """`Rows` of an array (M, N) or (T, M, N), in compiled code."""
 
 
 @overload(rows_of)
