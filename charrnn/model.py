@@ -140,6 +140,11 @@ class Model:
         """The gradient: one flat array, made when it is first needed."""
         return Params(self.shapes(), self.config.dtype)
 
+    @cached_property
+    def second_grads(self) -> Params:
+        """The second of the gradient's two sums until it is added: see `charrnn.sums`."""
+        return Params(self.shapes(), self.config.dtype)
+
     def scratch(self, operands: str) -> np.ndarray:
         """(threads, n): each thread's own room for products that give weights' gradients."""
         if operands not in self._scratch:
@@ -156,9 +161,8 @@ class Model:
         for key in ((True, kinds), (training, kinds)):  # who trains can do all
             if key in self._stacks:
                 return self._stacks[key]
-        grads = self.grads if training else None
-        memory = next((other.memory for other in self._stacks.values() if other.g), ())
-        self._stacks[key] = Stack(self.config, self.cell, self.params, grads, operands, memory)
+        memory = next((other.memory for other in self._stacks.values() if other.gradient), ())
+        self._stacks[key] = Stack(self.config, self.cell, self.params, training, operands, memory)
         return self._stacks[key]
 
     def pack(self, stack: Stack) -> None:

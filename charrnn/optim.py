@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,7 @@ import numpy as np
 from charrnn.config import TrainConfig
 from charrnn.kernels import update
 from charrnn.params import Params
-from charrnn.threads import Call, Phase, Program, Team, share
-
-BLOCK = 1 << 14
-"""Elements that one call works on."""
+from charrnn.threads import Phase, Program, Team, dealt
 
 MOMENTS = {
     "sgd": (),
@@ -63,13 +61,12 @@ class Optimizer:
             name: Params(params.shapes, params.flat.dtype) for name in MOMENTS[config.optimizer]
         }
         self.squares = self.moments.get(SQUARES.get(config.optimizer, ""))
-        self._groups = [(config.decay, 0, params.decayed), (0.0, params.decayed, params.flat.size)]
+        self._decays, self._blocks = (config.decay, 0.0), params.blocks()
         real, (_, arguments) = params.flat.dtype, RULES[config.optimizer]
         own = len(arguments(config, 0, 1, 0))
-        self.numbers = np.zeros((len(self._groups), 2 + own), real)
+        self.numbers = np.zeros((len(self._decays), 2 + own), real)
         self._programs: dict[tuple[int, str, int], Program] = {}
-        blocks = sum(len(_blocks(first, last)) for _, first, last in self._groups)
-        self._sums = np.zeros(blocks)
+        self._sums = np.zeros(sum(map(len, self._blocks)))
         self.found = np.ones(3)
 
     def clip(self, parts: int) -> Clipping:
@@ -86,7 +83,7 @@ class Optimizer:
         """What `numbers` are in training step ``number``."""
         c, limit = self.config, self.config.grad_clip_value or math.inf
         _, arguments = RULES[c.optimizer]
-        return [(limit, scale, *arguments(c, rate, number, decay)) for decay, _, _ in self._groups]
+        return [(limit, scale, *arguments(c, rate, number, decay)) for decay in self._decays]
 
     def _program(self, name: str, phases: Callable[[int], list[Phase]], parts: int) -> Program:
         """The program of these phases for the threads that there are."""
@@ -103,14 +100,13 @@ class Optimizer:
 
     def _norm_phases(self, limit: float, which: int, parts: int) -> list[Phase]:
         g = self.grads.flat
-        bounds = [b for _, first, last in self._groups for b in _blocks(first, last)]
         calls = [
             (update.square_sum, (self._sums, block, g, g.dtype.type(limit), i0, i1))
-            for block, (i0, i1) in enumerate(bounds)
+            for block, (i0, i1) in enumerate(chain(*self._blocks))
         ]
         bound = self.config.grad_clip or math.inf
         factor = (update.clip_factor, (self.found, self._sums, bound, which))
-        return [_shared(calls, parts), [[factor]]]
+        return [dealt(calls, parts), [[factor]]]
 
     def step_phases(self, parts: int) -> list[Phase]:
         """The kernel calls of `step`."""
@@ -118,20 +114,10 @@ class Optimizer:
         arrays = (self.params.flat, *(m.flat for m in self.moments.values()), self.grads.flat)
         calls = [
             (kernel, (*arrays, numbers, i0, i1))
-            for numbers, (_, first, last) in zip(self.numbers, self._groups, strict=True)
-            for i0, i1 in _blocks(first, last)
+            for numbers, blocks in zip(self.numbers, self._blocks, strict=True)
+            for i0, i1 in blocks
         ]
-        return [_shared(calls, parts)]
-
-
-def _shared(calls: list[Call], parts: int) -> Phase:
-    """A run of calls for every thread."""
-    bounds = [share(len(calls), part, parts) for part in range(parts)]
-    return [calls[first:last] for first, last in bounds]
-
-
-def _blocks(first: int, last: int) -> list[tuple[int, int]]:
-    return [(i, min(i + BLOCK, last)) for i in range(first, last, BLOCK)]
+        return [dealt(calls, parts)]
 
 
 def _sgd(c: TrainConfig, rate: float, number: int, decay: float) -> tuple[float, ...]:

@@ -13,6 +13,10 @@ BY_COLUMNS = {"head.Wy"}
 """Matrices whose columns are contiguous: what makes their gradients' products cheap."""
 
 
+BLOCK = 1 << 14
+"""Elements that one call works on."""
+
+
 class Params:
     """Arrays by name in one flat array, the matrices before the vectors.
 
@@ -47,6 +51,13 @@ class Params:
     def _view(self, begin: int, shape: tuple[int, ...], by_columns: bool) -> np.ndarray:
         array = self.flat[begin:][: int(np.prod(shape))]
         return array.reshape(shape[::-1]).T if by_columns else array.reshape(shape)
+
+    def blocks(self) -> list[list[tuple[int, int]]]:
+        """Bounds of `BLOCK` elements of ``flat`` at a time, first of matrices, then of vectors."""
+        ranges = (0, self.decayed), (self.decayed, self.flat.size)
+        return [
+            [(i, min(i + BLOCK, last)) for i in range(first, last, BLOCK)] for first, last in ranges
+        ]
 
     @property
     def count(self) -> int:

@@ -9,7 +9,7 @@ The phases of a training pass, each shared by the team's threads:
               the output weights' gradient (shares of the columns)
     pack      the weights again, for the way back
     backward  the same shares, back through layers and time
-    weights   shares of the columns of every weight's gradient
+    weights   shares of the rows, or of the columns, of every weight's gradient: `charrnn.sums`
 
 Threads meet where one needs what another has made: not between forward and the first logits, nor
 between the last output weights and packing. No sum crosses a share, so that the bits do not depend
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
@@ -29,15 +29,18 @@ import numpy as np
 
 from charrnn.cells.base import Arrays, Call, Product, rows, whole
 from charrnn.errors import InputError
-from charrnn.kernels.gemm import DEPTH, WIDEST, keeps, weight_product
+from charrnn.kernels.gemm import WIDEST, keeps, weight_product
 from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import by_matrix, most_rows, tile_for, tile_of
+from charrnn.kernels.update import add
 from charrnn.operands import of_batch, of_sums
+from charrnn.params import Params
 from charrnn.stack import Window
-from charrnn.threads import LINE, Item, Phase, Program, Way, share
+from charrnn.sums import Portion, are_halved, portions
+from charrnn.threads import Item, Phase, Program, Way, dealt, share
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -246,6 +249,10 @@ class Pass(Inputs):
         )  # fmt: skip
         self.shares = self.team.parts(B, self.parts, self._by_units(B), self.stack.grain)
         self.forward: list[Item] = [self.window.forward_calls(s) for s in self.shares]
+        self.sums: list[Params] = []
+        if self.training:
+            halved = are_halved(model.params.count, B)
+            self.sums = [model.grads, model.second_grads] if halved else [model.grads]
         self._make_blocks()
         if self.training:
             self.ways = self.window.ways
@@ -295,15 +302,26 @@ class Pass(Inputs):
                 )
                 block.gradients.append([logits, loss, back])
         if self.training:
-            g = self.model.grads.views
-            product = whole(g["head.Wy"].T, rows(block.array), rows(x))
             again = self.chained or t1 < len(self.ids)
-            for part in range(self.parts):
-                c0, c1 = share(self.model.vocab_size, part, self.parts, LINE)
-                bias = (column_sums, (g["head.by"], rows(block.array), c0, c1, 0, again))
-                calls = self._product_calls(product, slice(0, len(product.inputs)), part, again)
-                block.weights.append([*calls, bias])
+            block.weights = [
+                self._head_calls(rows(block.array), rows(x), again, i) for i in range(self.parts)
+            ]
         return block
+
+    def _head_calls(self, dlogits: np.ndarray, x: np.ndarray, again: bool, thread: int) -> Item:
+        """What a thread adds to the output's gradients for the rows of a block."""
+        calls: list[Call] = []
+        for portion in self._portions(len(x), thread, again):
+            g = self.sums[portion.half].views
+            product = whole(g["head.Wy"].T, dlogits, x)
+            calls += self._product_calls(product, portion)
+            columns = portion.share(self.model.vocab_size)
+            sums = (g["head.by"], dlogits[portion.rows], *columns, 0, portion.again)
+            calls.append((column_sums, sums))
+        return calls
+
+    def _portions(self, count: int, thread: int, again: bool) -> Iterator[Portion]:
+        return portions(count, len(self.sums), thread, self.parts, again)
 
     def _backward(self) -> list[Phase]:
         """The way back through layers and time."""
@@ -312,50 +330,48 @@ class Pass(Inputs):
     def _make_weights(self) -> None:
         """Block by block of rows, so that what one sum has read is near for the next one."""
         self.weights: list[Item] = []
-        R = self.ids.size
-        for part in range(self.parts):
+        for thread in range(self.parts):
             calls: list[Call] = []
             for i in range(len(self.window.w)):
-                for r0 in range((R - 1) // DEPTH * DEPTH, -1, -DEPTH):
-                    block = slice(r0, min(r0 + DEPTH, R))
-                    again = self.chained or block.stop < R
-                    calls += self.window.sums(i, block, again, part, self.parts)
+                for portion in self._portions(self.ids.size, thread, self.chained):
+                    grads = self.sums[portion.half]
+                    calls += self.window.sums(i, portion, grads)
                     before: list[Call] = []
-                    for product in self.window.products(i):
-                        before = self._product_calls(product, block, part, again, before)
+                    for product in self.window.products(i, grads):
+                        before = self._product_calls(product, portion, before)
                         calls += before
-                calls += self.window.sums_of_all(i, part, self.parts)
             self.weights.append(calls)
 
     def _product_calls(
-        self, product: Product, block: slice, part: int, again: bool, before: Sequence[Call] = ()
+        self, product: Product, portion: Portion, before: Sequence[Call] = ()
     ) -> list[Call]:
-        """What a block of rows adds to one part of a weight's gradient, after the calls ``before``.
+        """What a portion of rows adds to a weight's gradient, after the calls ``before``.
 
-        A part is a share of its columns, or of its rows if narrow. What is not shared is packed by
-        all threads.
+        The portion's share is one of its columns, or of its rows if narrow. What is not shared is
+        packed by all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
         operands = of_sums(self.model.operands, self.ids.size, len(gradient))
         m0, m1, c0, c1 = 0, len(gradient), first, last
+        part, parts = portion.part, portion.parts
         count = panels(last - first, gradient.dtype)
-        even = len(gradient) < last - first and count % self.parts == 0
-        if even or count >= 4 * self.parts:
-            c0, c1 = share(last - first, part, self.parts, panel(gradient.dtype))
+        even = len(gradient) < last - first and count % parts == 0
+        if even or count >= 4 * parts:
+            c0, c1 = share(last - first, part, parts, panel(gradient.dtype))
             c0, c1 = first + c0, first + c1
         else:
-            m0, m1 = share(len(gradient), part, self.parts, most_rows(operands))
+            m0, m1 = share(len(gradient), part, parts, most_rows(operands))
         if m0 == m1 or c0 == c1:
             return []
-        r0, r1, columns = block.start, block.stop, (c0, c1, shift)
-        scratch, code = self.model.scratch(operands)[part], tile_for(operands)
+        r0, r1, columns = portion.rows.start, portion.rows.stop, (c0, c1, shift)
+        scratch, code = self.model.scratch(operands)[portion.thread], tile_for(operands)
         calls, count = [*before], -(-(m1 - m0) // WIDEST)
         for i in range(count):
             i0, i1 = share(m1 - m0, i, count, most_rows(operands))
             kept = keeps(operands, r1 - r0, c1 - c0) and any(
                 _same(call, dgates, r0, r1, *columns) for call in calls[-1:]
             )
-            more = m0 + i0, m0 + i1, *columns, scratch, kept, again, code
+            more = m0 + i0, m0 + i1, *columns, scratch, kept, portion.again, code
             calls.append((weight_product, (gradient, inputs, dgates, r0, r1, *more)))
         return calls[len(before) :]
 
@@ -368,7 +384,15 @@ class Pass(Inputs):
     def phases(self) -> list[Phase]:
         first, *others = self.weights
         loss = (loss_sum, (self.total, self.losses))
-        return [*self.there_and_back(weights=True), [[*first, loss], *others]]
+        weights = [[*first, loss], *others]
+        phases = [*self.there_and_back(weights=True), weights]
+        return phases if self.chained else phases + self._adding()
+
+    def _adding(self) -> list[Phase]:
+        """Adds the second of the gradient's sums to the first."""
+        arrays = [sums.flat for sums in self.sums]
+        calls: list[Call] = [(add, (*arrays, *bounds)) for bounds in chain(*self.sums[0].blocks())]
+        return [dealt(calls, self.parts)] if len(arrays) == 2 else []
 
     def there_and_back(self, weights: bool = False) -> list[Phase]:
         """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
@@ -416,6 +440,14 @@ class Pass(Inputs):
     def run_gradients(self) -> float:
         self.run_packing(self.gradient_program)
         return float(self.total[0]) / self.count
+
+    def add_up(self) -> None:
+        """Finish the gradient, which segments leave in as many sums as it is made of."""
+        self._adding_program.run()
+
+    @cached_property
+    def _adding_program(self) -> Program:
+        return self.team.program(*self._adding())
 
     @cached_property
     def gradient_program(self) -> Program:

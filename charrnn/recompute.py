@@ -8,8 +8,8 @@ on the way back a segment is run once more, from its state, for the arrays that 
 
 numbers, where ``work`` is what a step of one row needs and ``state`` what it hands on. (S is more
 where B is small.) The work of the way there is done twice. The bits are those of one pass over the
-window: segments begin where `charrnn.kernels.gemm.gemm_tn` begins a block of rows, and all sums go
-from the last step to the first.
+window: segments begin where a `charrnn.sums.SPAN` of rows does, and all sums go from the last step
+to the first.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from charrnn.cells.base import Arrays
-from charrnn.kernels.gemm import DEPTH
 from charrnn.kernels.softmax import loss_sum
 from charrnn.passes import Inputs, Pass
+from charrnn.sums import SPAN
 from charrnn.threads import Phase
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ LARGE = 1 << 28
 
 def segment_length(T: int, B: int) -> int:
     """Steps of a segment: the root of T, or `ROWS` rows, rounded up to whole blocks of rows."""
-    unit = DEPTH // math.gcd(DEPTH, B)
+    unit = SPAN // math.gcd(SPAN, B)
     steps = max(math.isqrt(T - 1) + 1, -(-ROWS // B))
     return min(T, -(-steps // unit) * unit)
 
@@ -123,7 +123,8 @@ class Recomputed(Inputs):
             run = self._load(i)
             run.run_forward()
             self._keep(i, run)
-        self.model.grads.flat[:] = 0
+        for sums in self.segment.sums:
+            sums.flat[:] = 0
         for w in self.segment.window.w:
             for s in self.model.cell.states:
                 w[f"d{s}0"][:] = 0
@@ -135,4 +136,5 @@ class Recomputed(Inputs):
             t0, t1 = self.bounds[i]
             self.losses[t0:t1] = run.losses
         loss_sum(self.total, self.losses)
+        run.add_up()
         return float(self.total[0]) / self.count

@@ -36,7 +36,8 @@ from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import tile_of
 from charrnn.operands import Operands
 from charrnn.params import Params
-from charrnn.threads import LINE, Part, Phase, Program, share
+from charrnn.sums import Portion
+from charrnn.threads import Part, Phase, Program
 
 NO_IDS = np.empty((0, 0), np.int32)
 
@@ -46,7 +47,7 @@ class Stack:
 
     Parameters
     ----------
-    grads : where gradients go; None for a stack that is not trained
+    gradient : whether it is trained: the weights are packed for the way back, too
     operands : what products with the weights are made of
     memory : for packed weights, in their order: that of another stack, which is not used meanwhile
 
@@ -56,15 +57,12 @@ class Stack:
     """
 
     def __init__(
-        self, config: ModelConfig, cell: Cell, params: Params, grads: Params | None,
+        self, config: ModelConfig, cell: Cell, params: Params, gradient: bool,
         operands: Operands, memory: Sequence[np.ndarray] = (),
     ) -> None:  # fmt: skip
-        self.config, self.cell = config, cell
+        self.config, self.cell, self.gradient = config, cell, gradient
         self.embedding = params.views.get("embedding")
-        self.d_embedding = grads.views.get("embedding") if grads else None
         self.p = [params.part(f"layers.{i}.") for i in range(config.num_layers)]
-        self.g = [grads.part(f"layers.{i}.") for i in range(config.num_layers)] if grads else []
-        gradient = grads is not None
         self.memory: list[np.ndarray] = []
         self._given = list(memory)
         self.grain = layout(operands.of_layer(*self.p[0]["Wh"].shape)).grain
@@ -230,38 +228,31 @@ class Window:
                     calls.append((add, (self.dx[i], self.dx[i + 1], *part.rows)))
         return calls
 
-    def products(self, i: int) -> list[Product]:
+    def products(self, i: int, grads: Params) -> list[Product]:
         """The gradients of layer ``i``'s matrices."""
-        stack, g, w = self.stack, self.stack.g[i], self.results[i]
+        stack, g, w = self.stack, grads.part(f"layers.{i}."), self.results[i]
         found = stack.cell.weight_products(g, w)
         if not stack.reads_ids(i):
             found.append(whole(g["Wx"], rows(self.x[i]), rows(w["gates"])))
         return found
 
-    def sums(self, i: int, block: slice, again: bool, part: int, parts: int) -> list[Call]:
-        """What a block of rows gives, or adds, to the gradients of layer ``i`` that are sums.
+    def sums(self, i: int, portion: Portion, grads: Params) -> list[Call]:
+        """What a portion of rows gives, or adds, to the gradients of layer ``i`` that are sums.
 
-        These are the bias, or Wx of characters, and the cell's own; this part is cut by columns.
+        These are the bias, Wx or the embedding of characters, and the cell's own.
         """
-        g, cell = self.stack.g[i], self.stack.cell
+        g, cell, block = grads.part(f"layers.{i}."), self.stack.cell, portion.rows
+        ids, again = self.ids.reshape(-1)[block], portion.again
         left = {name: rows(self.results[i][name])[None, block] for name in cell.leaves}
-        gates, (c0, c1) = rows(left["gates"]), share(g["b"].size, part, parts, LINE)
-        if self.stack.reads_ids(i):
-            call: Call = scatter, (g["Wx"], self.ids.reshape(-1)[block], gates, c0, c1, again)
-        else:
-            call = column_sums, (g["b"], gates, c0, c1, 0, again)
-        return [call, *cell.reductions(g, left, again, part, parts)]
-
-    def sums_of_all(self, i: int, part: int, parts: int) -> list[Call]:
-        """Those that take all rows at once, also cut by columns."""
-        stack, g, again = self.stack, self.stack.g[i], self.chained
+        gates, columns = rows(left["gates"]), portion.share(g["b"].size)
         calls: list[Call] = []
-        if stack.reads_ids(i):
-            # Each row reads one character, so the bias's gradient is the sum over characters.
-            columns = share(g["b"].size, part, parts, LINE)
-            calls.append((column_sums, (g["b"], g["Wx"], *columns, 0, False)))
-        elif i == 0 and (gradient := stack.d_embedding) is not None:
-            columns = share(gradient.shape[1], part, parts, LINE)
-            ids, dx = self.ids.reshape(-1), rows(self.dx[0])
-            calls.append((scatter, (gradient, ids, dx, *columns, again)))
-        return calls
+        if self.stack.reads_ids(i):
+            calls.append((scatter, (g["Wx"], ids, gates, *columns, again)))
+            if portion.last:  # each row reads one character: the bias's is the sum over these
+                calls.append((column_sums, (g["b"], g["Wx"], *columns, 0, False)))
+        else:
+            calls.append((column_sums, (g["b"], gates, *columns, 0, again)))
+        if i == 0 and "embedding" in grads.views:
+            gradient, dx = grads.views["embedding"], rows(self.dx[0])[block]
+            calls.append((scatter, (gradient, ids, dx, *portion.share(gradient.shape[1]), again)))
+        return calls + cell.reductions(g, left, again, portion.part, portion.parts)

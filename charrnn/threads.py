@@ -240,3 +240,9 @@ def share(total: int, part: int, parts: int, multiple: int = 1) -> tuple[int, in
         min(total, units * part // parts * multiple),
         min(total, units * (part + 1) // parts * multiple),
     )
+
+
+def dealt(calls: Sequence[Call], parts: int) -> Phase:
+    """A run of calls for each of so many threads."""
+    bounds = [share(len(calls), part, parts) for part in range(parts)]
+    return [calls[first:last] for first, last in bounds]

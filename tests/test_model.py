@@ -145,6 +145,15 @@ def test_threads_do_not_matter(cell: str, options: dict[str, Any]) -> None:
         assert_same_bits(training_bits(cell, threads, (3, 7), **options), one)
 
 
+@each_cell
+def test_two_sums_do_not_matter(cell: str) -> None:
+    """Many rows of few weights: who has an even number of threads gives each a half of the rows."""
+    options = dict(hidden_size=37, V=70, **{**FULL, "embedding_size": 37})
+    one = training_bits(cell, 1, (23, 25), **options)
+    for threads in (2, 3, 4, 7):
+        assert_same_bits(training_bits(cell, threads, (23, 25), **options), one)
+
+
 @pytest.fixture
 def by_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share the units of a layer however small it is."""

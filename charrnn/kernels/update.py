@@ -22,6 +22,14 @@ NORM, CLIPPED, SCALE = range(3)
 
 
 @kernel
+def add(total, other, i0, i1):
+    """``total += other``."""
+    row, summand = total[i0:i1], other[i0:i1]
+    for i in range(row.size):
+        row[i] += summand[i]
+
+
+@kernel
 def square_sum(sums, block, g, limit, i0, i1):
     """``sums[block]`` becomes the sum of squares of g clipped to +-limit.
 
