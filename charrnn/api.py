@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,10 +49,14 @@ class LanguageModel:
     model : the network itself
     """
 
-    def __init__(self, source: checkpoint.Checkpoint, threads: int = 0) -> None:
+    def __init__(
+        self, source: checkpoint.Checkpoint, threads: int = 0, precision: str | None = None
+    ) -> None:
         self.path, self.metadata = source.path, source.metadata
         self.config, self.vocabulary = described(source)
-        self.model = Model(self.config.model, self.vocabulary.size, threads or available())
+        config = self.config.model
+        config = dataclasses.replace(config, precision=precision or config.precision)
+        self.model = Model(config, self.vocabulary.size, threads or available())
         restore(self.model, self.model.params, source, "")
 
     @property
@@ -301,7 +306,9 @@ def check_types(model: Model, source: checkpoint.Checkpoint, names: Iterable[str
             )
 
 
-def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:
+def load(
+    path: str | Path | None = None, *, threads: int = 0, precision: str | None = None
+) -> LanguageModel:
     """Load a trained model.
 
     Parameters
@@ -309,6 +316,7 @@ def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:
     path : a checkpoint file or a run folder (its best model, else the last); None is the newest
         run below ``runs/``
     threads : 0 is one per core
+    precision : factors of its products, "float32" or "bf16"; None is as it was trained
 
     Raises
     ------
@@ -316,7 +324,7 @@ def load(path: str | Path | None = None, *, threads: int = 0) -> LanguageModel:
     """
     found = checkpoint.run_checkpoint(path)
     try:
-        return LanguageModel(checkpoint.load(found), threads)
+        return LanguageModel(checkpoint.load(found), threads, precision)
     except InputError as error:
         others = [str(other) for other in checkpoint.of_run(found.parent) if other != found]
         if not others or (path is not None and Path(path) == found):  # that one was asked for

@@ -97,6 +97,12 @@ def _option(field: dataclasses.Field[Any], kind: type) -> Callable[[Any], Any]:
     return click.option(*dict.fromkeys(names), field.name, default=None, help=help, **attributes)
 
 
+def choices_of(section: type[Section], name: str) -> Sequence[str]:
+    """The values that a field may have."""
+    (field,) = (f for f in dataclasses.fields(section) if f.name == name)
+    return typing.cast("Sequence[str]", field.metadata["choices"])
+
+
 def given_of(names: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a command's parameters that stand on the command line."""
     source = click.get_current_context().get_parameter_source

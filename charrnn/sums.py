@@ -22,13 +22,13 @@ SPAN = 2 * DEPTH
 GRAIN = 32
 """Rows that half a span is a multiple of, if there are as many: the matrix unit takes so many."""
 
-MOST = 1 << 14
+MOST = 24_000
 """Weights for each row of the batch up to which gradients are made of two sums.
 
 Beyond (lstm 1x512, B 32 and 2x512, B 64) steps take 1.00 to 1.03 of the time.
 """
 
-FEWEST = 16
+FEWEST = 8
 """Rows of a batch from which on they are."""
 
 

@@ -18,6 +18,7 @@ from support import assert_close, relative_error
 import charrnn
 from charrnn import LanguageModel, checkpoint
 from charrnn.errors import Diverged, InputError
+from charrnn.kernels import jit
 
 ROOT = Path(__file__).parent.parent
 BOOK = (ROOT / "data" / "timemachine.txt").read_text(encoding="utf-8")
@@ -54,6 +55,17 @@ def run(text: Path) -> Path:
 @pytest.fixture(scope="module")
 def lm(run: Path) -> LanguageModel:
     return charrnn.load(run, threads=1)
+
+
+def test_a_model_in_another_precision(
+    run: Path, lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "HAS_BF16", True)
+    rounded = charrnn.load(run, threads=1, precision="bf16")
+    assert (rounded.model.operands, lm.model.operands) == ("bfloat16", "float32")
+    assert rounded.config == lm.config  # it says how the model was trained
+    want, got = (m.evaluate(UNSEEN)["nats_per_char"] for m in (lm, rounded))
+    assert got == pytest.approx(want, abs=0.005) and got != want
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ def lm(monkeypatch):
     """The model that every MODEL stands for; `.asked` lists what was given for MODEL."""
     model, module = FakeModel(), types.ModuleType("charrnn.api")
     model.asked = []
-    module.load = lambda path=None: model.asked.append(path) or model
+    module.load = lambda path=None, precision=None: model.asked.append(path) or model
     monkeypatch.setitem(sys.modules, "charrnn.api", module)
     monkeypatch.setattr(charrnn, "api", module, raising=False)
     return model
@@ -644,7 +644,7 @@ import sys, types
 import charrnn.cli, itertools
 api, sampling = types.ModuleType("charrnn.api"), types.ModuleType("charrnn.sampling")
 lm = types.SimpleNamespace(path="p", model=None, vocabulary=None, notes=[])
-api.load = lambda path: lm
+api.load = lambda path, precision: lm
 sampling.generate = lambda *a, **k: itertools.repeat(["\\u2192é"])
 sampling.unknown_note = lambda *a: None
 charrnn.api = sys.modules["charrnn.api"] = api

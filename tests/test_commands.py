@@ -21,6 +21,8 @@ from click.testing import CliRunner
 from charrnn import api, checkpoint, runlog, runs
 from charrnn.cli import cli
 from charrnn.config import Config
+from charrnn.kernels import jit
+from charrnn.model import NO_BF16
 
 ROOT = Path(__file__).parent.parent
 BOOK = (ROOT / "data" / "timemachine.txt").read_text(encoding="utf-8")
@@ -367,6 +369,17 @@ def test_temperature_0_needs_no_luck(in_shop: Path) -> None:
         for seed in range(3)
     }
     assert len(samples) == 1
+
+
+def test_sample_in_another_precision(in_shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("sample", "--length=30", "--seed=1", "--precision")
+    plain = here(*arguments, "float32")
+    monkeypatch.setattr(jit, "HAS_BF16", False)
+    told = here(*arguments, "bf16")
+    assert told.stdout == plain.stdout
+    assert NO_BF16 in told.stderr and NO_BF16 not in plain.stderr
+    refused = here(*arguments, "fp8")
+    assert refused.exit_code == 2 and "'fp8' is not one of 'float32', 'bf16'" in refused.stderr
 
 
 def test_stop_leaves_the_string_out(in_shop: Path) -> None:
