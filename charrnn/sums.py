@@ -2,10 +2,11 @@
 
 A thread may have a share of a gradient's columns, for which it reads all rows: then it also packs
 what the others pack, and half of what it reads has been written by another processor. Where that
-counts, because the weights are few beside the rows, gradients are made of two sums: every `SPAN`
-rows are halved, one sum takes the first halves and another the second ones, and in the end they
-are added. With two threads each then has half of the rows. Which sums there are depends on shapes
-alone, and each goes from the last row to the first, so that the bits do not depend on threads.
+counts, because products are fast and weights few beside the rows, gradients are made of two sums:
+every `SPAN` rows are halved, one sum takes the first halves and another the second ones, and in the
+end they are added. With two threads each then has half of the rows. Which sums there are depends on
+shapes and on the machine, and each goes from the last row to the first, so that the bits do not
+depend on threads.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from charrnn.kernels import jit
 from charrnn.kernels.gemm import DEPTH
 from charrnn.threads import LINE, share
 
 SPAN = 2 * DEPTH
 """Rows that are halved. A window that comes in segments is cut between spans."""
 
-GRAIN = 32
-"""Rows that half a span is a multiple of, if there are as many: the matrix unit takes so many."""
+GRAIN = 16
+"""Rows that half a span is a multiple of, if there are as many."""
 
 MOST = 24_000
 """Weights for each row of the batch up to which gradients are made of two sums.
 
-Beyond (lstm 1x512, B 32 and 2x512, B 64) steps take 1.00 to 1.03 of the time.
+Up to there two threads take steps 1.01 to 1.13 times as fast; beyond, at lstm 1x512, B 32 (38,000)
+and 2x512, B 64 (51,000), 0.99 to 1.01. Without a matrix unit they were 0.99 to 1.01 times as fast.
 """
 
 FEWEST = 8
@@ -59,8 +62,11 @@ class Portion(NamedTuple):
 
 
 def are_halved(weights: int, B: int) -> bool:
-    """Whether the gradients of so many weights are made of two sums, for batches of B rows."""
-    return B >= FEWEST and weights <= MOST * B
+    """Whether the gradients of so many weights are made of two sums, for batches of B rows.
+
+    Where there is no matrix unit, products take so long that it does not count.
+    """
+    return jit.HAS_AMX and B >= FEWEST and weights <= MOST * B
 
 
 def blocks(rows: int, sums: int) -> list[tuple[slice, int]]:

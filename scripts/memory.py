@@ -18,6 +18,7 @@ from pathlib import Path
 from rows import ROOT, ROWS, Row, markdown
 
 from charrnn.evaluate import streams_for, window_for
+from charrnn.sums import are_halved
 
 TEXT = 200_000
 """Characters of the text, at the least."""
@@ -78,7 +79,9 @@ def predicted(row: Row, threads: int) -> float:
     validation = window * streams * buffers + min(streams * window * V, LOGITS)
     saving = max(table, G * H * H, H * V)
     packed = products + H * V  # there and back in the same place, but for the output's
-    numbers = 4 * (table + products) + packed + train + validation + saving
+    weights = table + products
+    copies = 5 if are_halved(weights, B) else 4  # themselves, their gradient's sums, two moments
+    numbers = copies * weights + packed + train + validation + saving
     return BASE + 4 * numbers / 1e6
 
 

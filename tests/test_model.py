@@ -145,13 +145,34 @@ def test_threads_do_not_matter(cell: str, options: dict[str, Any]) -> None:
         assert_same_bits(training_bits(cell, threads, (3, 7), **options), one)
 
 
+@pytest.fixture
+def halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are made of two sums on any processor."""
+    monkeypatch.setattr(passes, "are_halved", lambda weights, B: True)
+
+
 @each_cell
-def test_two_sums_do_not_matter(cell: str) -> None:
-    """Many rows of few weights: who has an even number of threads gives each a half of the rows."""
+def test_threads_of_two_sums_do_not_matter(cell: str, halved: None) -> None:
+    """An even number of threads gives each a half of the rows."""
     options = dict(hidden_size=37, V=70, **{**FULL, "embedding_size": 37})
-    one = training_bits(cell, 1, (23, 25), **options)
-    for threads in (2, 3, 4, 7):
-        assert_same_bits(training_bits(cell, threads, (23, 25), **options), one)
+    for shape in ((23, 25), (1, 2)):
+        one = training_bits(cell, 1, shape, **options)
+        for threads in (2, 3, 4, 7):
+            assert_same_bits(training_bits(cell, threads, shape, **options), one)
+
+
+@each_cell
+def test_two_sums_are_as_good_as_one(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients(halved: bool) -> Any:
+        monkeypatch.setattr(passes, "are_halved", lambda weights, B: halved)
+        model = networks.make(cell, threads=2, V=70, **{**FULL, "embedding_size": 9})
+        data = networks.window(model, 23, 25)
+        return model.gradients(data.ids, data.targets, data.state).weights
+
+    one, two = gradients(False), gradients(True)
+    for name, want in one.items():
+        assert np.abs(two[name] - want).max() < 1e-13 * np.abs(want).max(), name
+    assert any((two[name] != want).any() for name, want in one.items())
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from charrnn.kernels import jit
 from charrnn.kernels.gemm import DEPTH
 from charrnn.sums import FEWEST, MOST, SPAN, Portion, are_halved, portions
 
@@ -67,7 +68,10 @@ def test_segments_are_cut_as_the_whole(sums: int) -> None:
     assert all(p.again for p in early)
 
 
-def test_few_rows_and_many_weights_have_one_sum() -> None:
+def test_few_rows_and_many_weights_have_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jit, "HAS_AMX", True)
     assert are_halved(MOST * FEWEST, FEWEST)
     assert not are_halved(MOST * FEWEST + 1, FEWEST)
     assert not are_halved(1, FEWEST - 1)
+    monkeypatch.setattr(jit, "HAS_AMX", False)
+    assert not are_halved(1, FEWEST)
