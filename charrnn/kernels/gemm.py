@@ -92,7 +92,7 @@ class Added(NamedTuple):
     bias: int
 
 
-BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, False, 1)
+BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, False, 2)
 BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, True, 8)
 
 
