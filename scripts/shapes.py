@@ -32,12 +32,15 @@ def verdict(value: float, bar: float, below: bool = False) -> str:
 
 
 def turns(
-    sides: list[tuple[Row, int]], seconds: float, work: str = "train"
+    sides: list[tuple[Any, ...]], seconds: float, work: str = "train"
 ) -> tuple[list[float], float]:
-    """Median characters per second of each (row, threads), and the limit of the first's threads."""
+    """Median characters per second of each (row, threads), and the limit of the first's threads.
+
+    A side may name its precision, too.
+    """
     from sides import Ours
 
-    children = [Child(Ours, row.task(threads)) for row, threads in sides]
+    children = [Child(Ours, row.task(*how)) for row, *how in sides]
     for child in children:
         child.ask(work, seconds / 2)  # warm up
     found, limits = [], []
@@ -95,11 +98,14 @@ def threading(threads: int, seconds: float) -> Iterator[Line]:
 
 def sampling(threads: int, seconds: float) -> Iterator[Line]:
     """Streaming one character at a time, 64 samples at once, evaluation against training."""
-    bars = {Row("lstm", 1, 128, 1, 1): 100_000, Row("gru", 1, 256, 1, 1): 60_000,
-            Row("lstm", 2, 256, 1, 1): 20_000, Row("lstm", 2, 512, 1, 1): 6_000}  # fmt: skip
-    for row, bar in bars.items():
-        (rate,), _ = turns([(row, threads)], seconds, "sample")
-        name = f"{row.model} {row.L}x{row.H}"
+    large = Row("lstm", 2, 512, 1, 1)
+    bars = [(Row("lstm", 1, 128, 1, 1), "float32", 100_000),
+            (Row("gru", 1, 256, 1, 1), "float32", 60_000),
+            (Row("lstm", 2, 256, 1, 1), "float32", 20_000),
+            (large, "float32", 6_000), (large, "bf16", 6_000)]  # fmt: skip
+    for row, precision, bar in bars:
+        (rate,), _ = turns([(row, threads, precision)], seconds, "sample")
+        name = f"{row.model} {row.L}x{row.H}, {precision}"
         yield [f"sampling, {name}, chars/s", f"{rate:,.0f}", f"{bar:,}", verdict(rate, bar)]
     row = Row("lstm", 2, 512, 64, 1)
     (rate,), limit = turns([(row, threads)], seconds, "sample")
