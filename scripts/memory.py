@@ -18,7 +18,6 @@ from pathlib import Path
 from rows import ROOT, ROWS, Row, markdown
 
 from charrnn.evaluate import streams_for, window_for
-from charrnn.sums import are_halved
 
 TEXT = 200_000
 """Characters of the text, at the least."""
@@ -66,6 +65,8 @@ def measured(row: Row, threads: int, precision: str = "float32") -> float:
 
 def predicted(row: Row, threads: int) -> float:
     """The formula of docs/performance.md for Adam, in MB."""
+    from charrnn.sums import are_halved  # it loads Numba, which PyTorch's processes do without
+
     L, H, V, E, T, B = row.L, row.H, row.V, row.E, row.T, row.B
     G = row.gates
     table = V * E if E else V * G * H  # read row by row: never packed

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -104,6 +107,15 @@ def test_the_table() -> None:
         "  kernels  from the cache in 17.9 s",
         "  no ratio: there is none",
     ]
+
+
+@pytest.mark.parametrize("module", ["charrnn.peer", "bench"])
+def test_pytorch_s_processes_do_without_numba(module: str) -> None:
+    """They are compared by their memory, too; ``bench`` is the script, whose children import it."""
+    scripts = Path(__file__).parent.parent / "scripts"
+    code = f"import sys, {module}; sys.exit('numba' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(scripts), str(scripts.parent)])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_what_pytorch_lacks() -> None:
