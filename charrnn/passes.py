@@ -6,14 +6,16 @@ The phases of a training pass, each shared by the team's threads:
     forward   every thread takes a share of the batch through all layers and time steps, or a share
               of the units
     output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
-              the output weights' gradient (shares of the columns)
+              the output weights' gradient
     pack      the weights again, for the way back
     backward  the same shares, back through layers and time
-    weights   shares of the rows, or of the columns, of every weight's gradient: `charrnn.sums`
+    weights   every weight's gradient
+    adding    its two sums, if there are two
 
 Threads meet where one needs what another has made: not between forward and the first logits, nor
-between the last output weights and packing. No sum crosses a share, so that the bits do not depend
-on how many there are.
+between the last output weights and packing. Of gradients they have shares of the columns, or of the
+rows (see `charrnn.sums`). No sum crosses a share, so that the bits do not depend on how many there
+are.
 """
 
 from __future__ import annotations
