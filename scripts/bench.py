@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from memory import measured
 from rows import ROWS, Row, environment, machine, markdown, versions
 
-from charrnn.child import Child
+from charrnn.child import Child, ChildError
 from charrnn.peer import PAUSE
 
 if TYPE_CHECKING:
@@ -56,15 +56,13 @@ class Bench:
 
     def row(self, row: Row) -> dict[str, Any]:
         """Check and time one row."""
-        from sides import Check, Ours
+        from sides import Ours
 
         threads, precision, seconds = self.args.threads, self.args.precision, self.args.seconds
         result: dict[str, Any] = {"row": row.title}
         task = row.task(threads, precision)
         if self.torch:
-            check = Child(Check, task)
-            result["gradient_difference"] = check.ask("check")
-            check.close()
+            result["gradient_difference"] = checked(task)
         ours = Child(Ours, task)
         children = [ours]
         ours.ask("train", seconds / 2)  # warm up
@@ -131,6 +129,29 @@ class Bench:
             seconds = time.perf_counter() - began
             child.close()
         return seconds
+
+
+def checked(task: Task) -> float:
+    """The largest difference of a gradient from PyTorch's, as a share of its tensor's largest one.
+
+    In one of 28 processes PyTorch's rnn gave another gradient than in the others and than its own
+    unrolled loop (1.8e-5; ours had the same bits in all), so a check that fails is made once more.
+    """
+    try:
+        return _check(task)
+    except ChildError as error:
+        print(f"{error}: once more", file=sys.stderr)
+        return _check(task)
+
+
+def _check(task: Task) -> float:
+    from sides import Check
+
+    child = Child(Check, task)
+    try:
+        return float(child.ask("check"))
+    finally:
+        child.close()
 
 
 def rested(child: Child, method: str, *arguments: float) -> Any:
