@@ -97,8 +97,13 @@ class Check:
         self.others = [side(task, self.ours.weights()) for side in (Peer, Unrolled)]
 
     def check(self) -> float:
-        """The largest difference of a gradient, as a share of its tensor's largest element."""
-        bounds, worst = BOUNDS[self.precision], 0.0
+        """The largest difference of a gradient, as a share of its tensor's largest element.
+
+        More than the bound allows is an error of ours only if both of PyTorch's sides say so: it
+        may be PyTorch that differs from itself.
+        """
+        bounds = BOUNDS[self.precision]
+        errors: list[tuple[float, str]] = []
         loss, gradients = self.ours.gradients()
         gradients = {k: np.array(v) for k, v in gradients.items()}
         for other in self.others:
@@ -106,13 +111,19 @@ class Check:
             self._agree("loss", loss, their_loss, bounds.loss)
             if gradients.keys() != theirs.keys():
                 raise ValueError(f"{self.title}: tensors {gradients.keys() ^ theirs.keys()}")
-            for name, b in theirs.items():
-                error = float(abs(gradients[name] - b).max() / abs(b).max())
-                worst = max(worst, error)
-                if not error <= bounds.gradient:  # NaN too
-                    raise ValueError(f"{self.title}: gradient of {name} differs by {error:.1e}")
+            each = [
+                (
+                    float(np.nan_to_num(abs(gradients[name] - b).max() / abs(b).max(), nan=np.inf)),
+                    name,
+                )
+                for name, b in theirs.items()
+            ]
+            errors.append(max(each))
+        error, name = min(errors)
+        if error > bounds.gradient:
+            raise ValueError(f"{self.title}: gradient of {name} differs by {error:.1e}")
         self._compare_steps(bounds.movement)
-        return worst
+        return max(errors)[0]
 
     def _compare_steps(self, bound: float) -> None:
         """Train on both sides and compare where the matrices have gone."""
