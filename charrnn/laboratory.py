@@ -1,6 +1,6 @@
-"""`charrnn gradients`: which model is looked at, over which text, and how that is shown.
+"""`charrnn gradients`: what is wanted of a model and its text, and how that is shown.
 
-A `Subject` is a model and its text, a `Request` what is wanted of it; every function ``show_...``
+A `Request` says what is wanted of a `charrnn.subjects.Subject`; every function ``show_...``
 measures and returns a `View`: lines of text, JSON, and a picture to be drawn by `charrnn.plots`.
 """
 
@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from charrnn import api, gradients, plots, runlog
-from charrnn.config import DataConfig, ModelConfig
-from charrnn.data import Streams, read_corpus
+from charrnn.data import Streams
 from charrnn.errors import InputError
-from charrnn.gradients import Clipping, Components, Probe, Reach, Why
+from charrnn.gradients import Clipping, Components, Reach, Why
 from charrnn.heatmap import Style, bar, heat_map, heat_text, number, table
 from charrnn.model import Model, State
+from charrnn.subjects import Subject, kind
 from charrnn.truncation import plan
-from charrnn.vocab import Vocabulary, describe
+from charrnn.unrolled import Probe, in_float64
+from charrnn.vocab import Vocabulary
 
 LENGTH = 200
 """Characters of a window, unless something else is asked for."""
@@ -42,29 +43,6 @@ FEW_STEPS = 24
 """Of a shorter way back every step is printed."""
 SHARES = (0.01, 0.001)
 BAR_DECADES, BAR = 6, 18
-
-KINDS: dict[str, dict[str, Any]] = {
-    "rnn tanh": dict(model="rnn"),
-    "rnn relu": dict(model="rnn", activation="relu"),
-    "rnn sigmoid": dict(model="rnn", activation="sigmoid"),
-    "rnn relu, identity": dict(model="rnn", activation="relu", init="identity"),
-    "rnn tanh, orthogonal": dict(model="rnn", init="orthogonal"),
-    "gru": dict(model="gru"),
-    "lstm": dict(model="lstm"),
-    "fastrnn": dict(model="fastrnn"),
-    "rnn tanh, 4 residual": dict(model="rnn", num_layers=4, residual=True),
-}
-"""Fresh models that are compared if none is named."""
-
-
-class Subject(NamedTuple):
-    """A model, what it reads, and where it comes from if it is trained."""
-
-    name: str
-    model: Model
-    vocabulary: Vocabulary
-    text: str | bytes
-    lm: api.LanguageModel | None = None
 
 
 @dataclass(frozen=True)
@@ -100,78 +78,6 @@ class View(NamedTuple):
     draw: Callable[[Any], None]
 
 
-# -- subjects -------------------------------------------------------------------------------------
-
-
-class Source(NamedTuple):
-    """The text that the options name; neither files nor a prompt is a run's own."""
-
-    files: Sequence[str] = ()
-    prompt: str | None = None
-    encoding: str | None = None
-
-    def read(self, data: DataConfig) -> str | bytes | None:
-        if not self.files:
-            return self.prompt
-        encoding = self.encoding or data.encoding
-        return read_corpus(self.files, level=data.level, encoding=encoding).text
-
-
-def trained(paths: Sequence[str], source: Source, untrained: bool = False) -> list[Subject]:
-    """Runs or checkpoints; with ``untrained`` each behind what it was before its first step."""
-    subjects = []
-    for path in paths:
-        lm = api.load(path, threads=1)
-        text = source.read(lm.config.data) if source != Source() else lm.training_text()
-        if text is None:
-            raise InputError(
-                f"the text that {lm.path} was trained on is gone or has changed: "
-                "name one with --text"
-            )
-        if untrained:
-            c = lm.config
-            name = f"untrained {kind(c.model)}"
-            subjects.append(_untrained(c.model, c.train.seed, lm.vocabulary, text, name))
-        subjects.append(Subject(str(lm.path), lm.model, lm.vocabulary, text, lm))
-    return subjects
-
-
-def fresh(config: ModelConfig, seed: int, source: Source, several: bool = False) -> list[Subject]:
-    """A model of this configuration before any training; or all `KINDS`, of its hidden size."""
-    text = source.read(DataConfig())
-    if text is None:
-        raise InputError(
-            "a fresh model has no text of its own: name one with --text or --prompt, or name a RUN"
-        )
-    vocabulary = Vocabulary.build(text)
-    if not several:
-        return [_untrained(config, seed, vocabulary, text, f"untrained {kind(config)}")]
-    H = config.hidden_size
-    subjects = []
-    for name, options in KINDS.items():
-        embedding = H if options.get("residual") else 0
-        of_kind = ModelConfig(hidden_size=H, embedding_size=embedding, **options)
-        subjects.append(_untrained(of_kind, seed, vocabulary, text, name))
-    return subjects
-
-
-def _untrained(
-    config: ModelConfig, seed: int, vocabulary: Vocabulary, text: str | bytes, name: str
-) -> Subject:
-    model = Model(config, vocabulary.size)
-    model.initialize(seed)
-    return Subject(name, model, vocabulary, text)
-
-
-def kind(c: ModelConfig) -> str:
-    """A model in few words."""
-    words = [c.model, f"{c.num_layers}x{c.hidden_size}"]
-    words += [c.activation] if c.activation != "tanh" else []
-    words += [c.init] if c.init != "uniform" else []
-    words += ["residual"] if c.residual else []
-    return " ".join(words)
-
-
 def window(subject: Subject, request: Request) -> Probe:
     """A probe of the window that is asked for; the text before it brings the state about."""
     ids = subject.vocabulary.encode(subject.text, request.on_unknown).astype(np.int32)
@@ -188,21 +94,8 @@ def window(subject: Subject, request: Request) -> Probe:
     state: State | None = None
     if start:
         before = ids[max(0, start - WARMUP) : start, None]
-        state = gradients.in_float64(subject.model).advance(before)
+        state = in_float64(subject.model).advance(before)
     return Probe(subject.model, ids[start : start + length], ids[start + 1 :][:length], state)
-
-
-def notes(subjects: Sequence[Subject], on_unknown: str) -> list[str]:
-    """What a person should know beside the numbers."""
-    found: list[str] = []
-    for subject in subjects:
-        found += subject.lm.notes if subject.lm else []
-        missing = subject.vocabulary.missing(subject.text)
-        if missing:
-            fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
-            count = sum(missing.values())
-            found.append(f"{count:,} unknown characters {fate}: {describe(missing)}")
-    return list(dict.fromkeys(found))
 
 
 def _layer(probe: Probe, request: Request) -> int:

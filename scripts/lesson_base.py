@@ -19,8 +19,8 @@ from rows import ROOT
 import charrnn
 from charrnn.config import ModelConfig, flag
 from charrnn.errors import Diverged
-from charrnn.gradients import Probe
 from charrnn.model import Model
+from charrnn.unrolled import Probe
 from charrnn.vocab import Vocabulary
 
 TEXT = ROOT / "data" / "timemachine.txt"

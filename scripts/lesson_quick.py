@@ -13,6 +13,7 @@ from charrnn import gradients
 from charrnn.cells import get
 from charrnn.config import CELLS, DataConfig
 from charrnn.truncation import plan
+from charrnn.unrolled import Probe
 from charrnn.vocab import Vocabulary
 
 START = 0
@@ -180,7 +181,7 @@ def butterfly(lesson: Lesson) -> str:
         moved = {"h": start["h"] + np.random.RandomState(2).normal(0, tiny / 8, (1, 1, 64))}
         outputs = [model.forward(ids[:-1, None], s)[0]["output"][:, 0] for s in (start, moved)]
         there[gain] = np.linalg.norm(outputs[1] - outputs[0], axis=1)
-        probe = gradients.Probe(model, ids[:-1], ids[1:])
+        probe = Probe(model, ids[:-1], ids[1:])
         sizes = [np.linalg.norm(step.layers[0]["h"]) for step in probe.walk([T - 1])]
         back[gain] = np.array(sizes)
 

@@ -25,8 +25,8 @@ from rows import markdown
 
 import charrnn
 from charrnn import gradients
-from charrnn.gradients import Probe
 from charrnn.model import Model
+from charrnn.unrolled import Probe
 
 LanguageModel = charrnn.LanguageModel
 

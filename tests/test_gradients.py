@@ -10,11 +10,11 @@ import pytest
 from networks import KINDS, NETWORKS, H, make
 from support import assert_close, relative_error
 
-from charrnn import gradients
+from charrnn import gradients, unrolled
 from charrnn.errors import InputError
-from charrnn.gradients import Probe
 from charrnn.model import Model
 from charrnn.runlog import dump_json
+from charrnn.unrolled import Probe
 
 T = 7
 SHAPES = {name: options for name, options in NETWORKS.items() if name != "dropout"}
@@ -86,13 +86,13 @@ def test_some_losses_and_the_residuals_are_of_those_only() -> None:
 
 
 def test_a_wrong_component_shows_in_the_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    probe, right = small("lstm"), gradients._Layer.back
+    probe, right = small("lstm"), unrolled.Layer.back
 
     def wrong(self: Any, room: Any, time: int, rows: int, dh: Any) -> Any:
         room["dc0"][:rows] *= 1.001
         return right(self, room, time, rows, dh)
 
-    monkeypatch.setattr(gradients._Layer, "back", wrong)
+    monkeypatch.setattr(unrolled.Layer, "back", wrong)
     found = gradients.components(probe)
     assert found.own_residual > 1e-6 and found.total_residual > 1e-6
 

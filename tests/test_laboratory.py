@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 import charrnn
-from charrnn import api, gradients, laboratory
+from charrnn import api, gradients, laboratory, subjects
 from charrnn.cli import cli
 from charrnn.commands.gradients import SHOWN
 from charrnn.heatmap import Style
+from charrnn.unrolled import Probe, in_float64
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = (ROOT / "data" / "timemachine.txt").read_text(encoding="utf-8")
@@ -91,14 +92,14 @@ def test_pictures(shop: Path, tmp_path: Path, show: str, kind: str) -> None:
     assert file.read_bytes() == data
 
 
-def probe_of_the_run(shop: Path, offset: int = 0, length: int = 50) -> gradients.Probe:
+def probe_of_the_run(shop: Path, offset: int = 0, length: int = 50) -> Probe:
     lm = api.load(shop / "lstm", threads=1)
     ids = lm.vocabulary.encode(BOOK[: offset + length + 1]).astype(int)
     state = None
     if offset:
         warm = ids[max(0, offset - 1000) : offset, None]
-        state = gradients.in_float64(lm.model).advance(warm)
-    return gradients.Probe(lm.model, ids[offset:-1], ids[offset + 1 :], state)
+        state = in_float64(lm.model).advance(warm)
+    return Probe(lm.model, ids[offset:-1], ids[offset + 1 :], state)
 
 
 def test_components_of_one_loss(shop: Path) -> None:
@@ -194,14 +195,14 @@ def test_models_side_by_side(shop: Path) -> None:
     lm = api.load(shop / "gru", threads=1)
     lm.model.initialize(lm.config.train.seed)
     ids = lm.vocabulary.encode(BOOK[:41]).astype(int)
-    start = gradients.Probe(lm.model, ids[:-1], ids[1:])
+    start = Probe(lm.model, ids[:-1], ids[1:])
     assert found[0]["nats_per_char"] == pytest.approx(start.losses.mean())
     assert found[1]["nats_per_char"] < found[0]["nats_per_char"]
 
 
 def test_fresh_models_of_all_kinds(shop: Path) -> None:
     out = shown("--show=compare", "--text", shop / "book.txt", "--hidden-size=8", "--length=30")
-    for name in laboratory.KINDS:
+    for name in subjects.KINDS:
         assert re.search(rf"^{re.escape(name)}  ", out, re.M)
     relu = next(line for line in out.splitlines() if line.startswith("rnn relu, identity"))
     assert relu.split()[4:8] == [">", "15", ">", "15"]
@@ -221,7 +222,7 @@ def test_an_exploding_gradient_is_a_result() -> None:
     model = charrnn.Config.from_options(
         {"model": "rnn", "activation": "identity", "hidden_size": 16}
     ).model
-    (subject,) = laboratory.fresh(model, 1, laboratory.Source(prompt=text))
+    (subject,) = subjects.fresh(model, 1, subjects.Source(prompt=text))
     subject.model.params.views["layers.0.Wh"][:] *= 20
     subject.model.changed()
     request = laboratory.Request(length=600, positions=50)
@@ -231,7 +232,7 @@ def test_an_exploding_gradient_is_a_result() -> None:
 
 
 def test_colours_are_for_terminals(shop: Path) -> None:
-    (subject,) = laboratory.trained([str(shop / "gru")], laboratory.Source())
+    (subject,) = subjects.trained([str(shop / "gru")], subjects.Source())
     request = laboratory.Request(length=20, style=Style(256, True))
     lines = laboratory.show_components(subject, request).lines
     assert any("\x1b[48;5;" in line for line in lines)

@@ -120,7 +120,7 @@ def test_what_cannot_be_written_is_refused_before_there_is_anything_to_write(
     Path("folder", name).mkdir(parents=True)
     Path("folder", name, "config.json").touch()
     before = sorted(Path().rglob("*"))
-    for work in ("evaluate.evaluate", "inspection.inspect", "curves.Watched", "laboratory.trained",
+    for work in ("evaluate.evaluate", "inspection.inspect", "curves.Watched", "subjects.trained",
                  "commands.sample._write_samples", "trainer.Run.events"):  # fmt: skip
         monkeypatch.setattr(f"charrnn.{work}", None)
     if place in ("text.txt/{}", "folder/{}"):  # then a long text is not read either

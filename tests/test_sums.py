@@ -69,9 +69,9 @@ def test_segments_are_cut_as_the_whole(sums: int) -> None:
 
 
 def test_few_rows_and_many_weights_have_one_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jit, "HAS_AMX", True)
+    monkeypatch.setattr(jit, "VECTOR_BITS", 512)
     assert are_halved(MOST * FEWEST, FEWEST)
     assert not are_halved(MOST * FEWEST + 1, FEWEST)
     assert not are_halved(1, FEWEST - 1)
-    monkeypatch.setattr(jit, "HAS_AMX", False)
+    monkeypatch.setattr(jit, "VECTOR_BITS", 256)
     assert not are_halved(1, FEWEST)

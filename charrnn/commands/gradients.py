@@ -101,22 +101,22 @@ def gradients(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import numpy as np
 
-    from charrnn import heatmap, laboratory, plots
+    from charrnn import heatmap, laboratory, plots, subjects
 
     if plot is not None:
         plots.check(plot)
-    source = laboratory.Source(files, prompt, encoding)
+    source = subjects.Source(files, prompt, encoding)
     if models:
-        subjects = laboratory.trained(models, source, untrained)
+        chosen = subjects.trained(models, source, untrained)
     else:
-        subjects = laboratory.fresh(config, seed, source, several=show == "compare")
+        chosen = subjects.fresh(config, seed, source, several=show == "compare")
     request = laboratory.Request(
         **options, whole=prompt is not None, style=heatmap.style_of(sys.stdout),
         width=shutil.get_terminal_size().columns,
     )  # fmt: skip
     with np.errstate(over="ignore", invalid="ignore"):  # an exploding gradient is a result
-        view = laboratory.view(show, subjects, request)
-    for each in laboratory.notes(subjects, on_unknown=request.on_unknown):
+        view = laboratory.view(show, chosen, request)
+    for each in subjects.notes(chosen, on_unknown=request.on_unknown):
         note(each)
     if plot is not None:
         plots.save(view.draw, plot)

@@ -80,14 +80,14 @@ def inspect(
 
         page.check(html, length or ON_PAGE)
 
-    from charrnn import api, atomic, inspection, laboratory
+    from charrnn import api, atomic, inspection, subjects
     from charrnn.errors import InputError
     from charrnn.heatmap import style_of
 
     lm = api.load(model, threads=1)  # one stream: others would only wait
     text = lm.validation_text()
     if files or prompt is not None:
-        text = laboratory.Source(files, prompt, encoding).read(lm.config.data)
+        text = subjects.Source(files, prompt, encoding).read(lm.config.data)
     if text is None:
         raise InputError(
             f"the text that {lm.path} was validated on is gone or has changed, or there was none: "
@@ -99,10 +99,10 @@ def inspect(
         units, layer, values, usual_best if best is None else best, offset, length or usual
     )
     view = inspection.inspect(lm, text, request, on_unknown)
-    subject = laboratory.Subject(str(lm.path), lm.model, lm.vocabulary, text, lm)
-    for each in laboratory.notes([subject], on_unknown):
+    subject = subjects.Subject(str(lm.path), lm.model, lm.vocabulary, text, lm)
+    for each in subjects.notes([subject], on_unknown):
         note(each)
-    heading = f"{lm.path}, {laboratory.kind(lm.config.model)}"
+    heading = f"{lm.path}, {subjects.kind(lm.config.model)}"
     if html is not None:
         atomic.write(html, view.page(f"Units of {heading}", []))
     if as_json:
