@@ -324,12 +324,14 @@ def load(
     """
     found = checkpoint.run_checkpoint(path)
     try:
-        return LanguageModel(checkpoint.load(found), threads, precision)
+        source = checkpoint.load(found)
+        described(source)
     except InputError as error:
         others = [str(other) for other in checkpoint.of_run(found.parent) if other != found]
         if not others or (path is not None and Path(path) == found):  # that one was asked for
             raise
         raise InputError(f"{error}; there are {', '.join(others)}") from error
+    return LanguageModel(source, threads, precision)
 
 
 def metadata_of(config: Config, vocabulary: Vocabulary, **more: Any) -> Mapping[str, Any]:

@@ -70,7 +70,9 @@ class Model:
                 "other activations go with --model rnn"
             )
         if config.precision == "bf16" and config.dtype != "float32":
-            raise InputError(f"--precision bf16 with --dtype {config.dtype}: it needs float32")
+            raise InputError(
+                f"--precision bf16 is for float32, and this is {config.dtype}: leave it out"
+            )
         self.operands = config.dtype
         self.notes: list[str] = []
         if config.precision == "bf16" and jit.HAS_BF16:

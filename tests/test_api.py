@@ -68,6 +68,13 @@ def test_a_model_in_another_precision(
     assert got == pytest.approx(want, abs=0.005) and got != want
 
 
+def test_a_precision_that_a_model_cannot_have(text: Path, tmp_path: Path) -> None:
+    options = SMALL | dict(max_steps=4, eval_every=2, dtype="float64")
+    charrnn.train(text, out_dir=tmp_path / "run", **options)
+    with pytest.raises(InputError, match="--precision bf16 is for float32, .* leave it out$"):
+        charrnn.load(tmp_path / "run", precision="bf16")  # no other checkpoint would do either
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     z = logits.astype(np.float64)
     z -= z.max(-1, keepdims=True)

@@ -601,7 +601,7 @@ def test_bf16_is_float32_where_the_processor_lacks_it(monkeypatch: pytest.Monkey
 
 
 def test_bf16_does_not_go_with_float64() -> None:
-    with pytest.raises(InputError, match="--precision bf16 with --dtype float64"):
+    with pytest.raises(InputError, match="--precision bf16 is for float32, and this is float64"):
         networks.make("lstm", dtype="float64", precision="bf16")
 
 
