@@ -38,7 +38,7 @@ from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import by_matrix, most_rows, tile_for, tile_of
 from charrnn.kernels.update import add
-from charrnn.operands import of_batch, of_sums
+from charrnn.operands import SHARED, of_batch, of_sums
 from charrnn.params import Params
 from charrnn.stack import Window
 from charrnn.sums import Portion, are_halved, portions
@@ -71,10 +71,9 @@ UNITS_OF_FEW = 1 << 19
 57 to 72 %; at 1x128 (256 KB) sampling takes 100 and 128 %.
 """
 
-UNITS_OF_FULL = 1 << 21
+UNITS_OF_FULL = 4 * SHARED
 """`UNITS` for rows that fill a tile of the matrix unit, while a thread's share of them would not:
-what the second cache does not hold is read once for all of them. Parts at lstm 1x512, B 32 take
-89 % by units.
+what the second cache does not hold is read once for all of them.
 """
 
 State = Arrays

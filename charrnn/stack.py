@@ -31,7 +31,7 @@ from charrnn.config import ModelConfig
 from charrnn.kernels.dropout import add, clear, link, unlink
 from charrnn.kernels.gather import embed, scatter
 from charrnn.kernels.gemm import layout
-from charrnn.kernels.pack import aligned_zeros, in_one_place, pack, pack_t
+from charrnn.kernels.pack import aligned_zeros, in_one_place, pack, pack_t, plain
 from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import tile_of
 from charrnn.operands import Operands
@@ -77,9 +77,9 @@ class Stack:
         WyT = params.views["head.Wy"].T
         V, H = WyT.shape
         there, back = (self._room(operands.of(V, H), *shape)[0] for shape in (((H, V),), ((V, H),)))
-        head = Packing({"Wy": there}, [(pack_t, (there, WyT, 0, H))], [])
+        head = Packing({"Wy": there}, [(pack_t, (plain(there), WyT, 0, H))], [])
         if gradient:  # both ways at the same time, block by block
-            head += Packing({"WyT": back}, [(pack, (back, WyT, 0, H))], [])
+            head += Packing({"WyT": back}, [(pack, (plain(back), WyT, 0, H))], [])
         self.head, self.k = head.arrays, [layer.arrays for layer in layers]
         self._packing = sum(layers, head)
         self.packing: dict[int, Program] = {}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from support import Guards, equal, relative_error, same_bits
 
+from charrnn.kernels import pack as packing
 from charrnn.kernels.amx import SIDE
 from charrnn.kernels.bfloat16 import PARTS, unpaired
 from charrnn.kernels.gemm import (
@@ -35,8 +36,6 @@ from charrnn.kernels.jit import FAST_MATH, HAS_AMX, LINE_BYTES
 from charrnn.kernels.pack import (
     aligned_zeros,
     operand,
-    pack,
-    pack_t,
     packed,
     panel,
     panels,
@@ -48,20 +47,27 @@ from charrnn.kernels.softmax import back_project, column_sums, project
 from charrnn.kernels.tile import ASKED, UNROLLED, VECTORS, by_matrix, tile_for
 
 matrix_unit = pytest.mark.skipif(not HAS_AMX, reason="has no unit for matrices")
-each_dtype = pytest.mark.parametrize(
-    "dtype",
-    (
-        pytest.param("float32", marks=pytest.mark.portable),
-        "float64",
-        pytest.param("bfloat16", marks=pytest.mark.portable),
-        pytest.param("parts", marks=matrix_unit),
-    ),
+SUMMED = (
+    pytest.param("float32", marks=pytest.mark.portable),
+    "float64",
+    pytest.param("bfloat16", marks=pytest.mark.portable),
+    pytest.param("parts", marks=matrix_unit),
 )
+each_dtype = pytest.mark.parametrize("dtype", (*SUMMED, pytest.param("whole", marks=matrix_unit)))
+each_summed = pytest.mark.parametrize("dtype", SUMMED)
 compiled_only = pytest.mark.skipif(
     bool(numba.config.DISABLE_JIT), reason="NumPy's product makes no promise about bits"
 )
 accumulating = pytest.mark.parametrize("accumulate", (False, True))
 T, B, K = 3, 5, 13
+
+
+def pack(P: np.ndarray, W: np.ndarray, n0: int, n1: int) -> None:
+    packing.pack(packing.plain(P), W, n0, n1)
+
+
+def pack_t(P: np.ndarray, W: np.ndarray, n0: int, n1: int) -> None:
+    packing.pack_t(packing.plain(P), W, n0, n1)
 
 
 @numba.njit(fastmath=FAST_MATH, error_model="numpy")
@@ -77,7 +83,7 @@ def product(C, A, P, r0, r1, columns, accumulate, code, turn=0):
 
 def unrounded(dtype: str) -> str:
     """The type of the arrays whose products are in ``dtype``."""
-    return "float32" if dtype in ("bfloat16", "parts") else dtype
+    return "float32" if dtype in ("bfloat16", "parts", "whole") else dtype
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -98,6 +104,7 @@ def nearest(x: np.ndarray) -> np.ndarray:
 
 def unpacked(P: np.ndarray) -> np.ndarray:
     """(K, N) with the padding."""
+    P = packing.plain(P)
     if by_matrix(P.dtype):
         width = P.shape[2]
         P = np.stack([plain(panel.reshape(-1, SIDE * width), width) for panel in P])
@@ -168,7 +175,9 @@ def test_pack(dtype: str, guarded: Guards) -> None:
         W = guarded(normal(rng, (K, n + 9), dtype))
         for n0 in (0, 4, 9):
             P = protected(guarded, packed(K, n, dtype))
-            assert P.shape == (panels(n, dtype), steps(K, dtype), width)
+            assert P.shape[:3] == (panels(n, dtype), steps(K, dtype), width)
+            if dtype == "whole":
+                P[:, K:] = np.nan  # of other weights: those had the same memory
             pack(P, W, n0, n0 + n)
             assert equal(unpacked(P)[:K, :n], W[:, n0 : n0 + n])
             assert not unpacked(P)[K:].any()
@@ -182,6 +191,8 @@ def test_pack_t(dtype: str, guarded: Guards) -> None:
         W = guarded(normal(rng, (k, 40), dtype))
         for n0, n1 in ((0, 40), (3, 40), (7, 23), (20, 37)):
             P = protected(guarded, packed(n1 - n0, k, dtype))
+            if dtype == "whole":
+                P[:, n1 - n0 :] = np.nan
             pack_t(P, W, n0, n1)
             assert equal(unpacked(P)[: n1 - n0, :k], W[:, n0:n1].T)
             assert not unpacked(P)[n1 - n0 :].any()
@@ -233,16 +244,17 @@ def test_parts_are_the_number() -> None:
 
 @matrix_unit
 @pytest.mark.parametrize("positive", (False, True))
-def test_a_product_of_parts_is_as_accurate_as_one_of_float32(positive: bool) -> None:
+@pytest.mark.parametrize("dtype", ("parts", "whole"))
+def test_a_product_of_parts_is_as_accurate_as_one_of_float32(dtype: str, positive: bool) -> None:
     rng, k, n = np.random.default_rng(2), 1000, 150
     A, W = (rng.normal(size=s).astype(np.float32) for s in ((40, k), (k, n)))
     if positive:  # no error is lifted by another
         A, W = abs(A), abs(W)
     exact, errors = A.astype(np.float64) @ W.astype(np.float64), []
-    for dtype in ("parts", "float32"):
-        C, P = np.empty((40, n), np.float32), packed(k, n, dtype)
+    for operands in (dtype, "float32"):
+        C, P = np.empty((40, n), np.float32), packed(k, n, operands)
         pack(P, W, 0, n)
-        product(C, A, P, 0, 40, n, False, tile_for(dtype).address())
+        product(C, A, P, 0, 40, n, False, tile_for(operands).address())
         errors.append(np.sqrt(np.mean((C - exact) ** 2)))
     assert 0 < errors[0] < errors[1]
 
@@ -436,7 +448,7 @@ def weight_case(
     return A, D, room(guarded, k, dtype)
 
 
-@each_dtype
+@each_summed
 @accumulating
 def test_weight_product(dtype: str, accumulate: bool, guarded: Guards) -> None:
     rng, width = np.random.default_rng(6), panel(dtype)
@@ -514,7 +526,7 @@ def test_the_last_tiles_of_a_block_ask_for_the_one_before(rows: int, columns: in
 
 
 @compiled_only
-@each_dtype
+@each_summed
 def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
     """Several depths of scratch; bits depend neither on how C is shared out nor on calls."""
     rng, n, rows, k = np.random.default_rng(7), panel(dtype) + 9, 2 * DEPTH + 37, 21
@@ -540,7 +552,7 @@ def test_weight_product_over_many_rows(dtype: str, guarded: Guards) -> None:
 
 
 @compiled_only
-@each_dtype
+@each_summed
 def test_a_weight_product_with_the_columns_of_the_one_before(dtype: str, guarded: Guards) -> None:
     rng, rows, k, shift = np.random.default_rng(8), DEPTH - 3, 37, 5
     most, scratch = layout(dtype).panels * panel(dtype), room(guarded, 2 * k, dtype)
@@ -560,7 +572,7 @@ def test_a_weight_product_with_the_columns_of_the_one_before(dtype: str, guarded
             assert same_bits(*results)
 
 
-@each_dtype
+@each_summed
 @accumulating
 def test_column_sums(dtype: str, accumulate: bool, guarded: Guards) -> None:
     rng = np.random.default_rng(8)

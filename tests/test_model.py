@@ -12,12 +12,13 @@ import pytest
 from networks import KINDS, NETWORKS, B, H, T, V, Window
 from support import assert_close, same_bits
 
-from charrnn import passes
+from charrnn import operands, passes
 from charrnn.config import CELLS, ModelConfig, SampleConfig
 from charrnn.errors import InputError
 from charrnn.kernels import jit, tile
 from charrnn.kernels.pack import panel
 from charrnn.kernels.seat import PARTIES
+from charrnn.kernels.tile import operands_of
 from charrnn.model import Model
 from charrnn.passes import Pass
 from charrnn.stepper import Stepper
@@ -228,6 +229,7 @@ def test_rows_for_one_thread_share_units_of_large_layers(monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "HAS_AMX", True)
     for size, rows, threads, wanted in (
         (512, 32, 2, True), (512, 64, 2, False), (512, 64, 3, True), (512, 8, 2, False),
+        (512, 16, 2, True),
         (256, 32, 2, False),
     ):  # fmt: skip
         model = networks.make("lstm", dtype="float32", hidden_size=size)
@@ -612,14 +614,22 @@ LARGE = dict(V=70, hidden_size=133, num_layers=2, embedding_size=133)
 """More than a panel of each kind of columns, and no whole number of them."""
 
 
+@pytest.fixture(params=("parts", "whole"))
+def made_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What products with weights are made of, on a machine of two processors."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    if request.param == "whole":
+        monkeypatch.setattr(operands, "FEW", 0)
+    return str(request.param)
+
+
 @matrix_unit
 @pytest.mark.parametrize("units", (False, True))
 @each_cell
 def test_parts_have_the_same_bits_for_any_threads(
-    cell: str, units: bool, monkeypatch: pytest.MonkeyPatch
+    cell: str, units: bool, made_of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pass, "_by_units", lambda self, B: units and self.parts > 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     for rows in (27, 64):
         one = training_bits(cell, 1, (5, rows), **LARGE)
         for threads in (2, 3, 7):
@@ -628,7 +638,9 @@ def test_parts_have_the_same_bits_for_any_threads(
 
 @matrix_unit
 @each_cell
-def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_as_accurate_as_float32(
+    cell: str, made_of: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gradients(dtype: str) -> dict[str, np.ndarray]:
         model = networks.make(cell, dtype=dtype, **LARGE)
         for view in model.params.views.values():
@@ -638,7 +650,6 @@ def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyP
         state = {name: array.astype(np.float32) for name, array in data.state.items()}
         return model.gradients(data.ids, data.targets, state).weights
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     exact, parts = gradients("float64"), gradients("float32")
     monkeypatch.setattr(jit, "HAS_AMX", False)
     float32 = gradients("float32")
@@ -651,9 +662,8 @@ def test_parts_are_as_accurate_as_float32(cell: str, monkeypatch: pytest.MonkeyP
 
 @matrix_unit
 @each_cell
-def test_a_gradient_of_parts_in_pieces(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_of_parts_in_pieces(cell: str, made_of: str) -> None:
     """Rows are added block by block, and D stays packed from one product to the next."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     model = networks.make(cell, dtype="float32", threads=2, **LARGE)
     double = networks.make(cell, dtype="float64", **LARGE)
     for name, view in model.params.views.items():
@@ -669,9 +679,8 @@ def test_a_gradient_of_parts_in_pieces(cell: str, monkeypatch: pytest.MonkeyPatc
 
 
 @matrix_unit
-def test_float32_and_parts_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_and_parts_share_memory(made_of: str) -> None:
     """Packed weights of few rows and of many, one after the other, in any order."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
     def bits(model: Model, rows: int) -> dict[str, np.ndarray]:
         data = networks.window(model, 5, rows)
@@ -685,7 +694,8 @@ def test_float32_and_parts_share_memory(monkeypatch: pytest.MonkeyPatch) -> None
         assert_same_bits(bits(model, rows), alone[rows])
     few, many = (model.stack(True, rows) for rows in (3, 64))
     for i in range(2):
-        assert few.k[i]["Wh"].dtype == np.float32 and many.k[i]["Wh"].dtype == np.int32
+        assert operands_of(few.k[i]["Wh"]) == "float32"
+        assert operands_of(many.k[i]["Wh"]) == made_of
         assert np.shares_memory(few.k[i]["Wh"], many.k[i]["Wh"])
 
 

@@ -7,30 +7,29 @@ import os
 import pytest
 
 from charrnn.kernels import jit
-from charrnn.operands import FEW, MANY, NARROW, SUMMED, Operands, of_batch, of_sums
+from charrnn.operands import FEW, MANY, NARROW, SHARED, SUMMED, Operands, of_batch, of_sums
 
 PLAIN = ("float32", "float32", "float32", "float32")
-LAYER = ("float32", "float32", "float32", "parts")
+LAYER = ("float32", "float32", "float32", "whole")
+LARGE = ("float32", "float32", "whole", "whole")
 SMALL = ("float32", "parts", "float32", "float32")
-MOST = ("float32", "parts", "float32", "parts")
-ALL = ("float32", "parts", "parts", "parts")
+ALL = ("float32", "parts", "whole", "whole")
 
 
 @pytest.mark.parametrize(
     ("processors", "rows", "wanted"),
     (
-        *((1, rows, PLAIN) for rows in (1, 9, 17)),
-        *((1, rows, SMALL) for rows in (10, 16, 20)),
-        *((1, rows, ALL) for rows in (32, 1000)),
-        *((2, rows, PLAIN) for rows in (1, 16, 19, 33, 38)),
-        *((2, rows, SMALL) for rows in (20, 27, 39, 55, 100)),
-        *((2, rows, MOST) for rows in (28, 32, 96)),
-        *((2, rows, ALL) for rows in (56, 64, 2500)),
-        *((8, rows, PLAIN) for rows in (24, 33, 49, 65)),
-        *((8, rows, LAYER) for rows in (28, 63, 64)),
-        *((8, rows, SMALL) for rows in (97, 100)),
-        *((8, rows, MOST) for rows in (96, 128)),
-        *((8, rows, ALL) for rows in (224, 256)),
+        *((1, rows, PLAIN) for rows in (1, 9)),
+        *((1, rows, SMALL) for rows in (10, 11)),
+        *((1, rows, LARGE) for rows in (17, 19)),
+        *((1, rows, ALL) for rows in (12, 16, 20, 33, 1000)),
+        *((2, rows, PLAIN) for rows in (1, 11)),
+        *((2, rows, LAYER) for rows in (12, 16, 19)),
+        *((2, rows, LARGE) for rows in (33, 38)),
+        *((2, rows, ALL) for rows in (24, 32, 39, 64, 2500)),
+        *((8, rows, LAYER) for rows in (24, 64, 76)),
+        *((8, rows, LARGE) for rows in (129, 150)),
+        *((8, rows, ALL) for rows in (97, 128, 256)),
     ),
 )
 def test_of_batch(
@@ -56,9 +55,10 @@ def test_of_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_a_matrix() -> None:
-    found = Operands("usual", "few", "many", "many of a layer")
-    for of, many in ((found.of, "many"), (found.of_layer, "many of a layer")):
+    found = Operands("usual", "few", "many", "shared")
+    for of, most in ((found.of, "many"), (found.of_layer, "shared")):
         assert of(NARROW - 1, FEW) == of(FEW, NARROW - 1) == "usual"
         assert of(NARROW, FEW // NARROW) == "few"
-        assert of(NARROW, FEW // NARROW + 1) == of(NARROW, MANY // NARROW) == many
+        assert of(NARROW, FEW // NARROW + 1) == of(NARROW, SHARED // NARROW) == "many"
+        assert of(NARROW, SHARED // NARROW + 1) == of(NARROW, MANY // NARROW) == most
         assert of(NARROW, MANY // NARROW + 1) == "usual"

@@ -26,7 +26,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from charrnn.kernels.pack import pack, pack_t
+from charrnn.kernels.pack import pack, pack_t, plain
 from charrnn.threads import Call, Part, share
 
 Arrays = dict[str, np.ndarray]
@@ -193,12 +193,12 @@ def packed_pair(
     shapes = ((len(W), n1 - n0), (n1 - n0, len(W)))
     if not gradient:
         (there,) = room(*shapes[:1])
-        return Packing({name: there}, [(pack, (there, W, n0, n1))], [])
+        return Packing({name: there}, [(pack, (plain(there), W, n0, n1))], [])
     there, back = room(*shapes)
     return Packing(
         {name: there, name + "T": back},
-        [(pack, (there, W, n0, n1))],
-        [(pack_t, (back, W, n0, n1))],
+        [(pack, (plain(there), W, n0, n1))],
+        [(pack_t, (plain(back), W, n0, n1))],
     )
 
 

@@ -22,10 +22,13 @@ from itertools import chain, product
 from llvmlite import ir
 from numba.core import cgutils
 
-from charrnn.kernels.vector import BYTES, TileEmitter
+from charrnn.kernels.bfloat16 import PARTS, emit_parts
+from charrnn.kernels.vector import BYTES, ID, TileEmitter
 
 SIDE = 16
 """Rows of a register, and float32 sums or pairs in a row of one."""
+AREA = SIDE * SIDE
+"""Pairs in a register."""
 ROWS = 2 * SIDE
 """Most rows of a tile."""
 REGISTERS = 8
@@ -99,26 +102,39 @@ class MatrixTile(TileEmitter):
             b.mul(b.sdiv(column, panel), self.p_step),
             b.mul(b.srem(column, panel), self.at(SIDE)),
         )
-        for m, n in product(range(down), range(across)):
-            self.call("tilezero", BYTE(SUMS[2 * m + n]))
+        self.begin(down, across)
         depth = SIDE * (1 + max(chain(*self.products)))
         with cgutils.for_range_slice(b, self.at(0), self.K, self.at(depth), self.index) as (k, _):
             a = self.step(self.a, b.mul(k, self.at(SIDE)))
             p = self.step(self.p, place, b.mul(k, panel))
-            held: dict[int, tuple[int, int]] = {}
-            for sums, first, second in self.order(down, across):
-                for (number, part, line), pointer, apart, beside in (
-                    (first, a, self.at(SIDE * SIDE), b.mul(self.at(SIDE), self.lda)),
-                    (second, p, self.at(SIDE * self.panel), self.at(SIDE * SIDE)),
-                ):
-                    if held.get(number) != (part, line):
-                        held[number] = part, line
-                        square = b.mul(self.at(part), apart), b.mul(self.at(line), beside)
-                        self.move("tileloadd64", number, self.step(pointer, *square), self.at(SIDE))
-                self.call("tdpbf16ps", *map(BYTE, (sums, first[0], second[0])))
+            for _ in self.multiply(down, across, a, p, SIDE * self.panel):
+                pass
             self.add_nothing()
         for m in range(down):
             self.finish(m, across, column, left)
+
+    def begin(self, down: int, across: int) -> None:
+        """Sums of zero."""
+        for m, n in product(range(down), range(across)):
+            self.call("tilezero", BYTE(SUMS[2 * m + n]))
+
+    def multiply(
+        self, down: int, across: int, a: ir.Value, p: ir.Value, apart: int
+    ) -> Iterator[None]:
+        """The products of a step, one by one; the squares of P's parts are so many pairs apart."""
+        b = self.builder
+        held: dict[int, tuple[int, int]] = {}
+        for sums, first, second in self.order(down, across):
+            for (number, part, line), pointer, further, beside in (
+                (first, a, self.at(AREA), b.mul(self.at(SIDE), self.lda)),
+                (second, p, self.at(apart), self.at(AREA)),
+            ):
+                if held.get(number) != (part, line):
+                    held[number] = part, line
+                    square = b.mul(self.at(part), further), b.mul(self.at(line), beside)
+                    self.move("tileloadd64", number, self.step(pointer, *square), self.at(SIDE))
+            self.call("tdpbf16ps", *map(BYTE, (sums, first[0], second[0])))
+            yield
 
     def order(self, down: int, across: int) -> Iterator[tuple[int, Square, Square]]:
         """The products of a step: numbers of the sums, of what passes of A and of P.
@@ -165,7 +181,7 @@ class MatrixTile(TileEmitter):
         """From the buffer to C, plus D if it is added; the last vector of a row is masked."""
         b = self.builder
         rows = b.select(b.icmp_signed("<", rows, self.at(SIDE)), rows, self.at(SIDE))
-        masks = [None] * (across - 1) + [self.mask(b.sub(left, self.at((across - 1) * SIDE)))]
+        masks = self.masks(across, left)
         with cgutils.for_range(b, rows, intp=self.index) as loop:
             d = self.row_of_d(b.add(first, loop.index))
             for n, mask in enumerate(masks):
@@ -184,6 +200,11 @@ class MatrixTile(TileEmitter):
                 value = self.phi(self.vector, (total, added), (value, as_it_is))
                 self.store(value, to, mask)
 
+    def masks(self, across: int, left: ir.Value) -> list[ir.Value | None]:
+        """Of a row's vectors of C, the last of which may reach beyond."""
+        beyond = self.builder.sub(left, self.at((across - 1) * SIDE))
+        return [None] * (across - 1) + [self.mask(beyond)]
+
     def move(self, name: str, number: int, first: ir.Value, step: ir.Value) -> None:
         """Load or store a register; its rows are ``step`` elements of 4 bytes apart."""
         b = self.builder
@@ -200,3 +221,83 @@ class PartsTile(MatrixTile):
     """The tile of float32 products. Neighbours of them have a part in common, which stays."""
 
     products = ((2, 0), (0, 0), (1, 0), (1, 1), (0, 1), (0, 2))
+
+
+class WholeTile(PartsTile):
+    """The tile of float32 products that makes P's parts itself: these are half as large again.
+
+    P is packed as for vectors. While the unit multiplies some steps of the inner dimension, vector
+    instructions make the parts of the next ones; each have a half of a buffer. Parts of P are cut,
+    not rounded: A's are, so that what is left out of a product is as often too little as too much.
+    """
+
+    def emit(self, rows: ir.Value) -> None:
+        b = self.builder
+        self.turn = cgutils.alloca_once(b, self.index)
+        self.parts = cgutils.alloca_once(b, ir.ArrayType(ID, 2 * PARTS * len(SUMS) * AREA))
+        self.parts.align = 64
+        super().emit(rows)
+
+    def sweep(self, down: int, across: int) -> None:
+        """All columns; those beyond the last are multiplied as well, and not stored."""
+        b, width = self.builder, self.at(across * SIDE)
+        last = b.mul(b.sdiv(b.sub(self.columns, self.at(1)), width), width)
+        b.store(self.at(0), self.turn)
+        with cgutils.for_range(b, width, intp=self.index) as loop:
+            first = b.select(self.back, last, self.at(0))
+            source = self.step(self.p, self.place(first))
+            self.split(source, loop.index, self.half(self.at(0)), across)
+        with cgutils.for_range_slice(b, self.at(0), self.columns, width, self.index) as (done, _):
+            further = b.add(done, width)
+            more = b.icmp_signed("<", further, self.columns)
+            to_come = b.select(more, further, done)
+            column, next = (b.select(self.back, b.sub(last, x), x) for x in (done, to_come))
+            self.product_before(down, across, column, next)
+
+    def product_before(self, down: int, across: int, column: ir.Value, next: ir.Value) -> None:
+        """`product`; at its end the first parts of the columns from ``next`` on are there."""
+        b, depth, size = self.builder, self.at(2 * SIDE), self.at(PARTS * len(SUMS) * AREA)
+        place, place_of_next = self.place(column), self.place(next)
+        self.begin(down, across)
+        with cgutils.for_range_slice(b, self.at(0), self.K, depth, self.index) as (k, _):
+            a = self.step(self.a, b.mul(k, self.at(PARTS * SIDE // 2)))
+            here = b.load(self.turn)
+            there = b.sub(size, here)
+            further = b.add(k, depth)
+            more = b.icmp_signed("<", further, self.K)
+            same = b.add(place, b.mul(further, self.at(self.panel)))
+            source = self.step(self.p, b.select(more, same, place_of_next))
+            lines, products = across * SIDE, down * across * len(self.products)
+            made = 0
+            steps = self.multiply(down, across, a, self.half(here), across * AREA)
+            for n, _ in enumerate(steps, 1):
+                for line in range(made, made := lines * n // products):
+                    self.split(source, self.at(line), self.half(there), across)
+            b.store(there, self.turn)
+        for m in range(down):
+            self.finish(m, across, column, b.sub(self.columns, column))
+
+    def masks(self, across: int, left: ir.Value) -> list[ir.Value | None]:
+        """Of a row's vectors of C, any of which may reach beyond."""
+        return [self.mask(self.builder.sub(left, self.at(n * SIDE))) for n in range(across)]
+
+    def place(self, column: ir.Value) -> ir.Value:
+        """Where a column begins in P."""
+        b, panel = self.builder, self.at(self.panel)
+        return b.add(b.mul(b.sdiv(column, panel), self.p_step), b.srem(column, panel))
+
+    def half(self, first: ir.Value) -> ir.Value:
+        """The half of the buffer that begins with this pair."""
+        return self.step(self.builder.bitcast(self.parts, ID.as_pointer()), first)
+
+    def split(self, source: ir.Value, line: ir.Value, half: ir.Value, across: int) -> None:
+        """Make a line of each part's squares; ``source``: where P's first row of them is."""
+        b = self.builder
+        n, i = b.sdiv(line, self.at(SIDE)), b.srem(line, self.at(SIDE))
+        first = self.step(source, b.mul(i, self.at(self.panel)), b.mul(n, self.at(SIDE)))
+        partner = self.step(first, self.at(SIDE * self.panel))
+        numbers = (self.load(x, self.vector) for x in (first, partner))
+        for part, value in enumerate(emit_parts(b, *numbers, nearest=False)):
+            square = b.mul(b.add(n, self.at(part * across)), self.at(AREA))
+            to = self.step(half, square, b.mul(i, self.at(SIDE)))
+            b.store(value, b.bitcast(to, value.type.as_pointer()), align=64)

@@ -16,12 +16,13 @@ from numba.core import types
 from numba.extending import intrinsic, overload, register_jitable
 
 from charrnn.kernels import amx
-from charrnn.kernels.bfloat16 import pairs, unpaired
+from charrnn.kernels.bfloat16 import PARTS, pairs, unpaired
 from charrnn.kernels.jit import LINE_BYTES, kernel
 from charrnn.kernels.pack import (
     pack,
     pack_rows,
     panel,
+    plain,
     round_rows,
     steps,
     steps_of,
@@ -32,6 +33,7 @@ from charrnn.kernels.tile import (
     UNROLLED,
     VECTORS,
     by_matrix,
+    operands_of,
     tile,
     together,
 )
@@ -94,21 +96,24 @@ class Added(NamedTuple):
 
 BY_VECTOR = Layout(ROWS, 1, 1024, 1, NEAR, False, 2)
 BY_MATRIX = Layout(amx.ROWS, amx.SIDE, 1536, amx.SIDE, 2 * NEAR, True, 8)
+WHOLE = BY_MATRIX._replace(deep=2048, apart=amx.SIDE * PARTS // 2)
 
 
 def layout(operands: Any) -> Layout:
     """That of ``operands``, or of what they are packed as."""
+    if str(operands) == "whole":
+        return WHOLE
     return BY_MATRIX if by_matrix(operands) else BY_VECTOR
 
 
 def layout_of(P):
     """That of packed P."""
-    return layout(P.dtype)
+    return layout(operands_of(P))
 
 
 @overload(layout_of)
 def _layout_of(P):
-    found = layout(str(P.dtype))
+    found = layout(operands_of(P))
     return lambda P: found
 
 
@@ -128,6 +133,7 @@ def gemm(C, A, P, D, turn, half, code):
     ``turn``: every other one goes through the panels backwards, and begins with those that the
     last one has left in the cache.
     """
+    P = plain(P)
     if P.dtype == np.uint32:
         A, P = np.swapaxes(unpaired(pairs(np.swapaxes(A, -1, -2))), -1, -2), unpaired(P)
     W = np.ascontiguousarray(P.transpose(1, 0, 2)).reshape(P.shape[1], -1)[:, : C.shape[-1]]
@@ -167,6 +173,13 @@ def halves(P, rows, k):
     return np.empty(0 if P.dtype.kind == "f" else rows * steps_of(P, k), P.dtype)
 
 
+def _rounded(P) -> types.Type | None:
+    """Elements of what A is rounded to for products by P; None: it is multiplied as it is."""
+    if operands_of(P) == "whole":
+        return types.int32  # parts
+    return None if isinstance(P.dtype, types.Float) else P.dtype
+
+
 @intrinsic
 def address(typingctx, array):
     """Where an array begins; its attribute `ctypes` would take seconds to compile."""
@@ -180,15 +193,17 @@ def address(typingctx, array):
 
 @overload(halves)
 def _halves(P, rows, k):
-    unrounded = isinstance(P.dtype, types.Float)
+    kind = _rounded(P)
+    if kind is None:
+        return lambda P, rows, k: np.empty(0, P.dtype)
 
     def impl(P, rows, k):
-        size = padded(P, rows) * steps_of(P, k)
-        room = np.empty(size + 16, P.dtype)
+        size = padded(P, rows) * steps_of(np.empty(0, kind), k)
+        room = np.empty(size + 16, kind)
         start = -address(room) % 64 // 4
         return room[start : start + size]
 
-    return (lambda P, rows, k: np.empty(0, P.dtype)) if unrounded else impl
+    return impl
 
 
 def rows_of(x):
@@ -210,7 +225,7 @@ def factor(A, P, half):
 
 @overload(factor)
 def _factor(A, P, half):
-    if P.dtype == A.dtype:
+    if _rounded(P) is None:
         return lambda A, P, half: A
     return lambda A, P, half: round_rows(half, np.expand_dims(A, 0))[0]
 
@@ -264,14 +279,14 @@ def _into_overload(C, A, P, added, turn, half, code):
 
     def some_rounded(C, A, P, added, turn, half, code):
         rows = 1 if A.shape[1] == 1 else padded(P, A.shape[1])
-        steps = max(1, half.size // max(1, rows * P.shape[1]))
+        steps = max(1, half.size // max(1, rows * steps_of(half, A.shape[2])))
         first, step, row, ids, bias = added
         for t0 in range(0, A.shape[0], steps):
             t1 = min(t0 + steps, A.shape[0])
             some = Added(first + t0 * step * C.itemsize, step, row, ids, bias)
             _into(C[t0:t1], round_rows(half, A[t0:t1]), P, some, turn, half, code)
 
-    if P.dtype == A.dtype:
+    if _rounded(P) in (None, A.dtype):
         return one if A.ndim == 2 else some
     return one_rounded if A.ndim == 2 else some_rounded
 
@@ -383,12 +398,12 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
     def impl(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, code):
         out, K = rows_of(C), steps_of(scratch, DEPTH)
         room = K * (group + width)
-        D_panels = scratch[:room].reshape(-1, K, width)
         A_rows = scratch[room : room + padded(scratch, m1 - m0) * K].reshape(-1, K)
         newest = r0 + (r1 - r0 - 1) // DEPTH * DEPTH
         for r in range(newest, r0 - 1, -DEPTH):
             depth = min(DEPTH, r1 - r)
             k = steps_of(scratch, depth)
+            D_panels = scratch[: room // K * k].reshape(-1, k, width)
             pack_rows(A_rows, A[r : r + depth], m0, m1)
             before = D[max(0, r - DEPTH) : r, c0 + shift : c1 + shift]
             left = -(-(m1 - m0) // most) * max(1, -(-(c1 - c0 - width // VECTORS) // group))
@@ -407,7 +422,7 @@ def _gemm_tn(C, A, D, r0, r1, m0, m1, c0, c1, shift, scratch, kept, accumulate, 
                     d = c if accumulate or r < newest else 0
                     a = address(A_rows) + (m - m0) * K * A_rows.itemsize
                     tile(
-                        code, P, c, out.row, d, out.row, a, K, 0, K * width, k, min(most, m1 - m),
+                        code, P, c, out.row, d, out.row, a, K, 0, k * width, k, min(most, m1 - m),
                         columns, 0, 0, False, next, pace,
                     )  # fmt: skip
                 j0 += columns

@@ -5,6 +5,8 @@ reads it from its first to its last byte. The last panel is padded with zeros.
 
 For a dtype of "bfloat16" the elements are pairs of rows (see `bfloat16.py`): K is half as much.
 Where the matrix unit multiplies them, or "parts" of float32 numbers, they lie in `squares` instead.
+"whole" numbers are float32 in panels of which that unit's tile makes the parts: they are packed
+like others, and a fourth axis of one element tells the products.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ GRAIN = amx.SIDE if HAS_AMX else 1
 
 def operand(dtype: Any) -> np.dtype[Any]:
     """What packed operands of products in ``dtype`` consist of: pairs for "bfloat16"."""
-    return np.dtype({"bfloat16": np.uint32, "parts": np.int32}.get(str(dtype), dtype))
+    packed = {"bfloat16": np.uint32, "parts": np.int32, "whole": np.float32}
+    return np.dtype(packed.get(str(dtype), dtype))
 
 
 def lanes(dtype: Any) -> int:
@@ -38,6 +41,8 @@ def lanes(dtype: Any) -> int:
 
 def steps(k: int, dtype: Any) -> int:
     """Packed rows of an inner dimension of ``k``; the matrix unit takes `amx.SIDE` at a time."""
+    if str(dtype) == "whole":
+        return -(-k // (2 * GRAIN)) * 2 * GRAIN
     if operand(dtype).kind == "f":
         return k
     parts = PARTS if operand(dtype) == np.int32 else 1
@@ -54,6 +59,11 @@ def panels(columns: int, dtype: Any) -> int:
     return -(-columns // panel(dtype))
 
 
+def plain(P: np.ndarray) -> np.ndarray:
+    """Packed operands as they are packed: whole numbers like others."""
+    return P.reshape(P.shape[:3])
+
+
 def packed(k: int, n: int, dtype: Any) -> np.ndarray:
     """Room for a packed (K, N) matrix: zeros of shape (panels, K, panel)."""
     (array,) = in_one_place(dtype, (k, n))
@@ -67,7 +77,8 @@ def in_one_place(
 
     ``memory`` consists of bytes; if it is None or too small there is new one, of zeros.
     """
-    found = [(panels(n, dtype), steps(k, dtype), panel(dtype)) for k, n in shapes]
+    more = (1,) if str(dtype) == "whole" else ()
+    found = [(panels(n, dtype), steps(k, dtype), panel(dtype), *more) for k, n in shapes]
     size = max(int(np.prod(shape)) for shape in found)
     kind = operand(dtype)
     if memory is None or memory.nbytes < size * kind.itemsize:
@@ -179,7 +190,7 @@ def put_part(P, p, i, W, c, columns):
 def pack(P, W, n0, n1):
     """Pack the columns n0 <= n < n1 of W (K, N): ``P[p, k, j] = W[k, n0 + p * panel + j]``.
 
-    The panels may have room for more than K rows.
+    The panels may have room for more than K rows: these become zero.
     """
     return _pack(P, W, n0, n1)
 
@@ -194,6 +205,7 @@ def _pack(P, W, n0, n1):
             put_panel(P, p, i, W, c0)
         for i in range(whole, steps_of(P, K)):
             put_part(P, p, i, W, c0, columns)
+        P[p, steps_of(P, K) :] = 0
 
 
 @overload(_pack)
@@ -234,7 +246,7 @@ def pack_t(P, W, n0, n1):
 
 
 def _pack_t(P, W, n0, n1):
-    width, n = P.shape[2], lanes_of(W)
+    width, n, K = P.shape[2], lanes_of(W), steps_of(P, n1 - n0)
     whole_k = (n1 - n0) // n * n
     for p in range(P.shape[0]):
         c0 = p * width
@@ -244,8 +256,9 @@ def _pack_t(P, W, n0, n1):
             for j in range(0, whole, n):
                 transpose(P, p, k, j, W, c0 + j, n0 + k)
         for j in range(columns):
-            for i in range(whole_steps(P, whole_k) if j < whole else 0, P.shape[1]):
+            for i in range(whole_steps(P, whole_k) if j < whole else 0, K):
                 P[p, i, j] = element(P, W[c0 + j, n0:n1], i)
+        P[p, K:] = 0
 
 
 @overload(_pack_t)

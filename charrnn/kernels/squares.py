@@ -25,12 +25,9 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, overload, register_jitable
 
-from charrnn.kernels.amx import SIDE
+from charrnn.kernels.amx import AREA, SIDE
 from charrnn.kernels.bfloat16 import PARTS, emit_neighbours, emit_pair, emit_parts
 from charrnn.kernels.vector import BYTES, Emitter, transposed
-
-AREA = SIDE * SIDE
-"""Pairs in a square."""
 
 
 class SquareEmitter(Emitter):

@@ -34,6 +34,11 @@ from charrnn.kernels.vector import BYTES, TileEmitter
 Grid = list[list[ir.Value]]
 """Values by rows and vectors of a tile."""
 
+STANDS = {"bfloat16": types.uint32, "parts": types.int32, "whole": types.int64}
+"""The types that stand for operands in the signature of a tile; others stand for themselves."""
+NUMBERS = (*[types.intp] * 13, types.boolean, *[types.intp] * 2)
+"""Those of its other arguments."""
+
 
 def vectors_for(registers: int) -> int:
     """Vectors in a panel's row: a tile's accumulators leave some registers to the operands."""
@@ -76,14 +81,21 @@ def most_rows(operands: Any) -> int:
 
 def by_matrix(operands: Any) -> bool:
     """Whether the matrix unit multiplies ``operands``, or what they are packed as."""
-    return HAS_AMX and str(operands) in ("bfloat16", "uint32", "parts", "int32")
+    return HAS_AMX and str(operands) in (*STANDS, *map(str, STANDS.values()))
+
+
+def operands_of(P: Any) -> str:
+    """What packed operands are, an array or its type: see `charrnn.kernels.pack.operand`."""
+    if P.ndim == 4:
+        return "whole"
+    return {"uint32": "bfloat16", "int32": "parts"}.get(str(P.dtype), str(P.dtype))
 
 
 def _kind_of(operand: types.Type) -> type[TileEmitter]:
-    """What writes a tile of ``operand``."""
+    """What writes a tile of operands that this type stands for."""
     if not by_matrix(operand):
         return Tile
-    return amx.PartsTile if operand == types.int32 else amx.MatrixTile
+    return {types.int32: amx.PartsTile, types.int64: amx.WholeTile}.get(operand, amx.MatrixTile)
 
 
 @partial(kernel, by_address=True)
@@ -91,7 +103,7 @@ def tile_code(
     scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, ids, bias, back, next,
     pace,
 ):  # fmt: skip
-    """`tile` for C and D of type ``scalar``, and A and P of type ``operand``, at addresses."""
+    """`tile` at addresses, for C and D of type ``scalar``; ``operand`` stands for A and P."""
     _emit(
         scalar, operand, c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, ids, bias, back,
         next, pace,
@@ -104,9 +116,11 @@ def _emit(
     back, next, pace,
 ):  # fmt: skip
     def codegen(context, builder, signature, args):
-        kinds = [context.get_data_type(t.instance_type) for t in signature.args[:2]]
-        lanes = VECTOR_BITS // scalar.instance_type.bitwidth
-        tile = _kind_of(operand.instance_type)(builder, *kinds, lanes, VECTORS)
+        number, stands = (t.instance_type for t in signature.args[:2])
+        element = types.int32 if stands == STANDS["whole"] else stands
+        kinds = [context.get_data_type(t) for t in (number, element)]
+        lanes = VECTOR_BITS // number.bitwidth
+        tile = _kind_of(stands)(builder, *kinds, lanes, VECTORS)
         c, ldc, d, ldd, a, lda, p, p_step, K, rows, columns, *more = args[2:]
         tile.c, tile.d = (builder.inttoptr(x, kinds[0].as_pointer()) for x in (c, d))
         tile.a, tile.p = (builder.inttoptr(x, kinds[1].as_pointer()) for x in (a, p))
@@ -118,28 +132,27 @@ def _emit(
         tile.emit(rows)
         return context.get_dummy_value()
 
-    return types.void(*_kinds(operand.instance_type)), codegen
+    return types.void(scalar, operand, *NUMBERS), codegen
 
 
-def _kinds(operand: types.Type) -> tuple[types.Type, ...]:
-    """The types of `tile_code`'s arguments for A and P of this type."""
-    scalar = operand if isinstance(operand, types.Float) else types.float32
-    of = tuple(types.TypeRef(t) for t in (scalar, operand))
-    return *of, *[types.intp] * 13, types.boolean, *[types.intp] * 2
+def _kinds(operands: str) -> tuple[types.Type, ...]:
+    """The types of `tile_code`'s arguments."""
+    stands = STANDS.get(operands) or from_dtype(np.dtype(operands))
+    scalar = types.float32 if operands in STANDS else stands
+    return *(types.TypeRef(t) for t in (scalar, stands)), *NUMBERS
 
 
 def tile_of(P: np.ndarray) -> Code:
     """The code of `tile` for packed weights."""
-    return tile_for(P.dtype)
+    return tile_for(operands_of(P))
 
 
-def tile_for(operands: Any) -> Code:
-    """The code of `tile` for operands of a dtype, "bfloat16" or "parts", or as they are packed.
+def tile_for(operands: str) -> Code:
+    """The code of `tile` for operands: those that `charrnn.kernels.pack.operand` knows.
 
     Compiled once, it is called by all products: in each of them it would take seconds to optimise.
     """
-    packed = from_dtype(np.dtype({"bfloat16": "uint32", "parts": "int32"}.get(operands, operands)))
-    return Code(tile_code, _kinds(packed))
+    return Code(tile_code, _kinds(operands))
 
 
 @intrinsic(prefer_literal=False)
@@ -166,7 +179,7 @@ def tile(
     """
     number = types.intp
     sig = types.void(number, P, *[number] * 13, types.boolean, *[number] * 2)
-    kinds = _kinds(P.dtype)
+    kinds = _kinds(operands_of(P))
 
     def codegen(context, builder, signature, args):
         code, p, c, ldc, d, ldd, a, lda, p0, *more = args
