@@ -48,10 +48,8 @@ class MatrixTile(TileEmitter):
     def emit(self, rows: ir.Value) -> None:
         b = self.builder
         self.rows = rows
-        self.buffer = cgutils.alloca_once(b, ir.ArrayType(self.vector, len(SUMS) * SIDE))
-        self.buffer.align = 64
-        self.configuration = cgutils.alloca_once(b, ir.ArrayType(BYTE, 64))
-        self.configuration.align = 64
+        self.buffer = self.room(self.vector, len(SUMS) * SIDE)
+        self.configuration = self.room(BYTE, 64)
         with b.if_else(b.icmp_signed(">", rows, self.at(SIDE))) as (many, few):
             with many:
                 self.configure(b.sub(rows, self.at(SIDE)), (2, 3, 5))
@@ -60,6 +58,13 @@ class MatrixTile(TileEmitter):
                 self.configure(rows, (0, 1, 2, 3, 4, 5, 6))
                 self.sweep(down=1, across=4)
         self.call("tilerelease")
+
+    def room(self, kind: ir.Type, count: int) -> ir.Value:
+        """Lines on the stack; Numba's own way to get them fills them with zeros at every call."""
+        with self.builder.goto_entry_block():
+            room = self.builder.alloca(ir.ArrayType(kind, count))
+        room.align = 64
+        return room
 
     def configure(self, rows: ir.Value, some: tuple[int, ...]) -> None:
         """All registers at their most, but for the rows of ``some``: the unit's time goes by these.
@@ -232,10 +237,8 @@ class WholeTile(PartsTile):
     """
 
     def emit(self, rows: ir.Value) -> None:
-        b = self.builder
-        self.turn = cgutils.alloca_once(b, self.index)
-        self.parts = cgutils.alloca_once(b, ir.ArrayType(ID, 2 * PARTS * len(SUMS) * AREA))
-        self.parts.align = 64
+        self.turn = cgutils.alloca_once(self.builder, self.index)
+        self.parts = self.room(ID, 2 * PARTS * len(SUMS) * AREA)
         super().emit(rows)
 
     def sweep(self, down: int, across: int) -> None:
