@@ -5,17 +5,17 @@ The phases of a training pass, each shared by the team's threads:
     pack      weights into the layout that the products read
     forward   every thread takes a share of the batch through all layers and time steps, or a share
               of the units
-    output    in blocks of time steps: logits, loss and their gradient (shares of the batch), then
-              the output weights' gradient
+    output    in blocks of time steps: logits, loss and their gradient (shares of the batch, or of
+              the steps), then the output weights' gradient
     pack      the weights again, for the way back
     backward  the same shares, back through layers and time
     weights   every weight's gradient
     adding    its two sums, if there are two
 
-Threads meet where one needs what another has made: not between forward and the first logits, nor
-between the last output weights and packing. Of gradients they have shares of the columns, or of the
-rows (see `charrnn.sums`). No sum crosses a share, so that the bits do not depend on how many there
-are.
+Threads meet where one needs what another has made: not between forward and the first logits if they
+have the same rows, nor between the last output weights and packing. Of gradients they have shares
+of the columns, or of the rows (see `charrnn.sums`). No sum crosses a share, so that the bits do not
+depend on how many there are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from charrnn.kernels.pack import aligned_zeros, operand, panel, panels, steps
 from charrnn.kernels.program import COMPILED
 from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
-from charrnn.kernels.tile import by_matrix, most_rows, tile_for, tile_of
+from charrnn.kernels.tile import by_matrix, most_rows, operands_of, tile_for, tile_of
 from charrnn.kernels.update import add
 from charrnn.operands import SHARED, of_batch, of_sums
 from charrnn.params import Params
@@ -279,35 +279,44 @@ class Pass(Inputs):
             self.logits = aligned_zeros((steps, B, V), dtype)
         else:
             self.logits = self.like.logits
+        # One step's rows of all threads fill a tile that makes parts; those of each would not.
+        makes_parts = operands_of(self.stack.head["Wy"]) == "whole"
+        n = len(self.shares)
+        self.by_time = makes_parts and n * most_rows("whole") > B and n <= len(self.logits)
         starts = range(self.first, T, steps)  # the last one comes first: see `gemm_tn`
         self.blocks = [self._block(t0, min(t0 + steps, T)) for t0 in reversed(starts)]
 
     def _block(self, t0: int, t1: int) -> Block:
         block = Block(t0, t1, self.logits[: t1 - t0])
-        x, losses, targets = self.window.x[-1][t0:t1], self.losses[t0:t1], self.targets[t0:t1]
         by, head = self.model.params.views["head.by"], self.stack.head
-        for s in self.shares:
-            logits = (
-                project,
-                (block.array, x, head["Wy"], by, *s.rows, ALONE, tile_of(head["Wy"])),
-            )
+        for i in range(len(self.shares)):
+            own, mine = self._of_output(i, t1 - t0)
+            part, there = block.array[own], slice(t0 + own.start, t0 + own.stop)
+            x, losses, targets = self.window.x[-1][there], self.losses[there], self.targets[there]
+            logits = (project, (part, x, head["Wy"], by, *mine, ALONE, tile_of(head["Wy"])))
             block.logits.append([logits])
-            arrays = (losses, block.array, targets, self.scale)
-            loss = (cross_entropy, (*arrays, self.training, *s.rows))
+            loss = (cross_entropy, (losses, part, targets, self.scale, self.training, *mine))
             block.losses.append([logits, loss])
             if self.training:
-                dx, WyT = self.window.dx[-1][t0:t1], head["WyT"]
-                back = (
-                    back_project,
-                    (dx, block.array, WyT, by.size, *s.rows, ALONE, tile_of(WyT)),
-                )
+                dx, WyT = self.window.dx[-1][there], head["WyT"]
+                back = (back_project, (dx, part, WyT, by.size, *mine, ALONE, tile_of(WyT)))
                 block.gradients.append([logits, loss, back])
         if self.training:
-            again = self.chained or t1 < len(self.ids)
+            again, x = self.chained or t1 < len(self.ids), self.window.x[-1][t0:t1]
             block.weights = [
                 self._head_calls(rows(block.array), rows(x), again, i) for i in range(self.parts)
             ]
         return block
+
+    def _of_output(self, i: int, steps: int) -> tuple[slice, tuple[int, int]]:
+        """What thread i takes of a block of so many steps: which steps, and which rows of these.
+
+        In all blocks it has the same part of the logits, so that others need not wait for it.
+        """
+        if not self.by_time:
+            return slice(0, steps), self.shares[i].rows
+        bounds = share(len(self.logits), i, len(self.shares))
+        return slice(*(min(t, steps) for t in bounds)), (0, self.ids.shape[1])
 
     def _head_calls(self, dlogits: np.ndarray, x: np.ndarray, again: bool, thread: int) -> Item:
         """What a thread adds to the output's gradients for the rows of a block."""
@@ -399,10 +408,10 @@ class Pass(Inputs):
         """Forward and backward, but for the weights' gradients; or the output's ``weights`` too."""
         pack, back = self.stack.pack(self.parts), self.stack.pack_back(self.parts)
         if not weights:
-            there = merged(self.forward, *(block.gradients for block in self.blocks))
-            return [pack, there, back, *self.backward]
+            there = self._and_output(*(block.gradients for block in self.blocks))
+            return [pack, *there, back, *self.backward]
         first, *others = self.blocks  # each one's logits take the place of those before
-        phases = [pack, merged(self.forward, first.gradients), first.weights]
+        phases = [pack, *self._and_output(first.gradients), first.weights]
         for block in others:
             phases += [block.gradients, block.weights]
         return [*phases[:-1], merged(phases[-1], back), *self.backward]
@@ -431,7 +440,13 @@ class Pass(Inputs):
 
     def run_losses(self) -> None:
         """Forward, and every target's loss."""
-        self.run("losses", merged(self.forward, *(block.losses for block in self.blocks)))
+        self.run("losses", *self._and_output(*(block.losses for block in self.blocks)))
+
+    def _and_output(self, *output: Phase) -> list[Phase]:
+        """Forward, and what follows of the output layer."""
+        if self.by_time:
+            return [self.forward, merged(*output)]
+        return [merged(self.forward, *output)]
 
     def run_packing(self, program: Program, rounds: int = 1) -> None:
         """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""

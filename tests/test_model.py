@@ -637,6 +637,23 @@ def test_parts_have_the_same_bits_for_any_threads(
 
 
 @matrix_unit
+def test_threads_that_share_the_steps_of_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In three blocks, of which the last in time is a short one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(operands, "FEW", 0)
+    rows, options = 27, dict(V=100, hidden_size=100)
+    monkeypatch.setattr(passes, "BLOCK", 4 * rows * 100)
+    one = training_bits("gru", 1, (10, rows), **options)
+    for threads in (2, 3, 7):
+        assert_same_bits(training_bits("gru", threads, (10, rows), **options), one)
+    for threads, wanted in ((1, True), (2, True), (7, True)):
+        model = networks.make("gru", dtype="float32", threads=threads, **options)
+        run = model.train_pass(10, rows)
+        assert run.by_time is wanted and [len(b.array) for b in run.blocks] == [2, 4, 4]
+    assert not model.train_pass(10, 7 * 32).by_time  # each has rows enough
+
+
+@matrix_unit
 @each_cell
 def test_parts_are_as_accurate_as_float32(
     cell: str, made_of: str, monkeypatch: pytest.MonkeyPatch
