@@ -163,7 +163,8 @@ class ModelConfig(Section):
     )
     init: str = option(
         "uniform",
-        "Initial recurrent weights; the other weights are uniform within 1/sqrt(H).",
+        "Initial recurrent weights; others are uniform within 1/sqrt(H), those that read "
+        "characters (one-hot rows, the embedding) within sqrt(3).",
         choices=("uniform", "orthogonal", "identity"),
     )
     precision: str = option(
