@@ -26,7 +26,7 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
 def test_cells_are_the_files_of_their_folder() -> None:
-    """Adding a cell is one file and one slow twin; nothing else lists them."""
+    """Adding a cell is one file and one slow twin; docs/cells.md has what else names them."""
     files = {p.stem for p in Path(cells.__file__).parent.glob("*.py")} - {"__init__", "base"}
     assert set(CELLS) == files == set(naive.CELLS)
     assert {cells.get(name).name for name in CELLS} == files
