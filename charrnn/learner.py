@@ -151,9 +151,10 @@ class Learner:
     # -- what is kept ---------------------------------------------------------------------------
 
     def finite(self) -> bool:
-        """Whether weights and moments are."""
-        arrays = [self.model.params, *self.optimizer.moments.values()]
-        return all(bool(np.isfinite(params.flat).all()) for params in arrays)
+        """Whether weights, moments and hidden state are: no checkpoint may hold anything else."""
+        arrays = [params.flat for params in (self.model.params, *self.optimizer.moments.values())]
+        arrays += [a for layer in self._last.states_at(self._slot) for a in layer.values()]
+        return all(bool(np.isfinite(array).all()) for array in arrays)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Weights, moments and hidden state under the names that checkpoints have."""

@@ -264,7 +264,8 @@ class Run:
                 # Resumed from the last checkpoint, it goes back from where it would have, anyway.
                 yield self._end("interrupted", log=False)
                 return True
-            return (yield from self._diverged("weights or the optimizer's moments", p.step))
+            what = "weights, the optimizer's moments or the hidden state"
+            return (yield from self._diverged(what, p.step))
         if validates:
             try:
                 event = self._validate()

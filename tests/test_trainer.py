@@ -1040,6 +1040,26 @@ def test_moments_that_overflow_are_divergence_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("going_back", ["stop", "rollback"])
+def test_a_hidden_state_that_overflows_is_divergence_too(going_back: str, tmp_path: Path) -> None:
+    """No loss need show it: dropout may have kept it from them."""
+    folder = tmp_path / "run"
+    run = begin(folder, checkpoint_every=4, keep=2, on_divergence=going_back)
+    events = []
+    for event in run.events():
+        events.append(event)
+        if (event["event"], event["step"]) == ("step", 8) and not run.progress.rollbacks:
+            learner = run.learner
+            learner._last.states_at(learner._slot)[0]["h"][0, 0] = np.inf
+    what = "the weights, the optimizer's moments or the hidden state are no longer finite at step 8"
+    if going_back == "stop":
+        assert what in end(events, "diverged")["message"]
+        assert checkpoint.load(folder / "last.safetensors").metadata["progress"]["step"] == 4
+    else:
+        end(events)
+        assert [e["text"] for e in events if e["event"] == "note" and what in e["text"]]
+
+
+@pytest.mark.parametrize("going_back", ["stop", "rollback"])
 def test_a_sample_without_finite_logits_is_divergence(going_back: str, tmp_path: Path) -> None:
     """Weights are finite after the first step, but their products are not."""
     folder = tmp_path / "run"
