@@ -83,6 +83,8 @@ class Learner:
             run.carry(window, 0)
         run.set_dropout_key(self._config.train.seed, step)
         if run not in self._reaches:
+            while len(self._reaches) >= probe.STEPS:  # as many lengths as there are
+                del self._reaches[next(iter(self._reaches))]
             self._reaches[run] = probe.Reach(run)
         return self._reaches[run].measure(ids[:T], piece.targets[:T])
 

@@ -76,6 +76,10 @@ UNITS_OF_FULL = 4 * SHARED
 what the second cache does not hold is read once for all of them.
 """
 
+KEPT, KEPT_STEPS = 32, 1 << 15
+"""Shorter passes that are kept, or more if they have no more steps than this in all: 0.5 KB and
+more a step. Making one anew takes about as long as one of its steps in a small model."""
+
 State = Arrays
 """``h`` and for some cells ``c``, each (L, B, H)."""
 
@@ -194,6 +198,8 @@ class Inputs(ABC):
         if (len(self.ids), self.first, self.way) == key:
             return self
         if key not in self.shorter:
+            while len(self.shorter) >= KEPT and sum(T for T, *_ in self.shorter) > KEPT_STEPS:
+                del self.shorter[next(iter(self.shorter))]  # the oldest
             self.shorter[key] = self._shortened(*key[:2])
         return self.shorter[key]
 

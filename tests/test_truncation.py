@@ -249,6 +249,22 @@ def test_runs_of_plans_that_are_the_same() -> None:
     assert not same_bits(one, truncated)
 
 
+def test_random_lengths_need_no_more_and_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest passes are made anew; what they compute stays the same."""
+    options: dict[str, Any] = dict(bptt="randomized", seq_length=4)
+    kept = weights_after(4, **options)
+    monkeypatch.setattr(passes, "KEPT", 2)
+    assert same_bits(weights_after(4, **options), kept)
+    monkeypatch.setattr(passes, "KEPT_STEPS", 0)
+    assert same_bits(weights_after(4, **options), kept)
+    window = run_of(**options).learner.window
+    third = [window.of_length(T) for T in (1, 2, 3)][-1]
+    assert [T for T, *_ in window.shorter] == [2, 3] and window.of_length(3) is third
+    monkeypatch.setattr(passes, "KEPT_STEPS", 6)
+    assert window.of_length(1) is not window.of_length(4)
+    assert [T for T, *_ in window.shorter] == [2, 3, 1, 4]
+
+
 # --- against automatic differentiation --------------------------------------------------------
 
 Stretch = tuple[int, int, int, list[float]]
