@@ -50,7 +50,8 @@ class Learner:
         """A pass for windows of at most T steps."""
         data, B, dropout = self._config.data, self._batch_size, self._config.model.dropout
         if data.bptt == "sliding":
-            return Sliding(self.model, T, B, dropout, *data.look_back)
+            k1, k2 = data.look_back
+            return Sliding(self.model, T, B, dropout, k1, min(k2, T + k1))  # further is no text
         return recompute.train_pass(self.model, T, B, dropout, data.recompute)
 
     def by_units(self, threads: int) -> bool | None:

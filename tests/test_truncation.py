@@ -249,6 +249,14 @@ def test_runs_of_plans_that_are_the_same() -> None:
     assert not same_bits(one, truncated)
 
 
+def test_looking_back_beyond_the_text_costs_nothing() -> None:
+    """Nor does it change a bit."""
+    for k1 in (1, 3, N + 2):
+        options: dict[str, Any] = dict(bptt="sliding", seq_length=6, k1=k1)
+        near, far = (weights_after(2, k2=k2, **options) for k2 in (N + k1, 10**9))
+        assert same_bits(far, near)
+
+
 def test_random_lengths_need_no_more_and_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest passes are made anew; what they compute stays the same."""
     options: dict[str, Any] = dict(bptt="randomized", seq_length=4)
