@@ -56,10 +56,10 @@ def memorised_shares(
         ``sampled``, of the model's samples at the default temperature; ``held_out``, of as much
         text that it was not trained on: what is found without any memory.
     """
-    texts: list[str] = []
+    pieces: list[Ids] = []
     with contextlib.suppress(InputError):  # weights that are too large to sample from
-        texts = _samples(model, vocabulary, seed, look)
-    sampled = share([vocabulary.encode(text, "skip") for text in texts], train, look)
+        pieces = _samples(model, vocabulary, seed, look)
+    sampled = share(pieces, train, look)
     known = train
     if not len(val):
         known, val = np.split(train, [len(train) * 9 // 10])
@@ -70,13 +70,14 @@ def memorised_shares(
     return {"sampled": sampled, "held_out": held_out}
 
 
-def _samples(model: SteppingModel, vocabulary: Vocabulary, seed: int, look: Look) -> list[str]:
+def _samples(model: SteppingModel, vocabulary: Vocabulary, seed: int, look: Look) -> list[Ids]:
+    """Ids, and not text: decoded, bytes that are no UTF-8 would become others."""
     config = SampleConfig(length=CHARS, num_samples=PIECES)
-    texts = [""] * PIECES
-    for pieces in sampling.generate(model, vocabulary, config, seed=seed):
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    rows: list[Ids] = []
+    for ids in sampling.symbols(model, vocabulary, config, np.zeros(0, np.uint8), seed):
+        rows.append(ids)
         look()
-    return texts
+    return list(np.concatenate(rows).T)
 
 
 def share(pieces: Sequence[Ids], text: Ids, look: Look = lambda: None) -> float | None:

@@ -146,7 +146,7 @@ def _steps(
     """The steps of `generate`, whose arguments it has checked."""
     samples = [Outlet(vocabulary.decoder(), stop) for _ in range(config.num_samples)]
     done = 0
-    for ids in _drawn(model, vocabulary, config, prompt, seed):
+    for ids in symbols(model, vocabulary, config, prompt, seed):
         for row in ids.tolist():
             done += 1
             last = done == config.length
@@ -155,7 +155,7 @@ def _steps(
                 return
 
 
-def _drawn(
+def symbols(
     model: SteppingModel,
     vocabulary: Vocabulary,
     config: SampleConfig,

@@ -108,6 +108,15 @@ def test_shares_of_a_model_that_copies():
     assert shares == {"sampled": 0.0, "held_out": 0.0}
 
 
+def test_bytes_that_are_no_utf8_are_found_too():
+    """As a text in Latin-1 or KOI8-R has them."""
+    letters = bytes([10, *range(0xC0, 0xDA)])
+    vocabulary = Vocabulary.build(letters, "byte")
+    train = vocabulary.encode(letters * 20)
+    shares = memorised_shares(Copier(27), vocabulary, train, train[:0], 1)
+    assert shares == {"sampled": 1.0, "held_out": 1.0}
+
+
 def test_without_validation_the_end_is_looked_up_in_what_is_before():
     vocabulary = Vocabulary.build(LETTERS)
     none = vocabulary.encode("")
