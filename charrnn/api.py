@@ -107,7 +107,7 @@ class LanguageModel:
         else:
             ids = self.vocabulary.encode(text, on_unknown)
         each = np.empty(max(0, len(ids) - 1), self.config.model.dtype) if losses else None
-        nats, count = evaluate.evaluate(self.model, ids, exact=exact, out=each)
+        nats, count = evaluate.evaluate(self.model, ids, streams=1 if exact else None, out=each)
         size = self.vocabulary.utf8_size(ids[1:])
         report: dict[str, Any] = evaluate.report(nats, count, size)
         if each is not None:

@@ -45,7 +45,6 @@ def evaluate(
     streams: int | None = None,
     window: int | None = None,
     warmup: int = WARMUP,
-    exact: bool = False,
     out: NDArray[Any] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[float, int]:
@@ -61,13 +60,11 @@ def evaluate(
     ids
         (N,) ids of the text, N at least 2.
     streams
-        Number of streams B; chosen from N if None.
+        Number of streams B; chosen from N if None. One is exact.
     window
         Time steps T of one call of the model; chosen to keep its memory small if None.
     warmup
         Characters before a stream whose losses are not counted.
-    exact
-        One stream from a zero state, whatever ``streams`` says.
     out
         (N - 1,) takes the nats of every target.
     on_progress
@@ -84,9 +81,7 @@ def evaluate(
             f"nothing to score: the text has {len(ids)} characters known to the model, "
             "at least 2 are needed"
         )
-    if exact:
-        streams = 1
-    elif streams is None:
+    if streams is None:
         streams = streams_for(count)
 
     if window is None:
