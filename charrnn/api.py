@@ -108,19 +108,30 @@ class LanguageModel:
             ids = self.vocabulary.encode(text, on_unknown)
         each = np.empty(max(0, len(ids) - 1), self.config.model.dtype) if losses else None
         nats, count = evaluate.evaluate(self.model, ids, streams=1 if exact else None, out=each)
-        size = self.vocabulary.utf8_size(ids[1:])
+        size = self._target_bytes(text, ids, on_unknown)
         report: dict[str, Any] = evaluate.report(nats, count, size)
         if each is not None:
             report["losses"] = each
         if training is not None:
             from charrnn.baselines import ngram_bits_per_char, xz_bits_per_char
 
-            train_ids = self.vocabulary.encode(training, on_unknown)
+            # As it was trained on, whatever becomes of unknown characters in the other text.
+            known = "error" if self.vocabulary.unknown is None else "map"
+            train_ids = self.vocabulary.encode(training, known)
             report["ngram_bits_per_char"] = ngram_bits_per_char(
                 train_ids, ids, self.vocabulary.size
             )
             report["xz_bits_per_char"] = xz_bits_per_char(training, whole)
         return report
+
+    def _target_bytes(self, text: str | bytes | Corpus, ids: np.ndarray, on_unknown: str) -> int:
+        """Bytes of a text's targets in UTF-8: characters that are mapped have their own size."""
+        if on_unknown == "map" and self.vocabulary.level == "char":
+            if isinstance(text, Corpus):
+                return text.vocabulary.utf8_size(text.ids[1:])
+            if isinstance(text, str):
+                return len(text[1:].encode("utf-8", "surrogatepass"))
+        return self.vocabulary.utf8_size(ids[1:])
 
     def training_text(self) -> str | bytes | None:
         """The part of the text that the model was trained on, if it is still there."""

@@ -17,6 +17,7 @@ from support import assert_close, relative_error
 
 import charrnn
 from charrnn import LanguageModel, checkpoint
+from charrnn.data import read_corpus
 from charrnn.errors import Diverged, InputError
 from charrnn.kernels import jit
 
@@ -237,6 +238,36 @@ def test_baselines_need_the_training_text(lm: LanguageModel, run: Path, tmp_path
     moved = charrnn.load(copy)
     moved.metadata["corpus"]["sources"] = [str(tmp_path / "gone.txt")]
     assert not names & set(moved.evaluate(UNSEEN[:3000], baselines=True))
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A model with an unknown symbol."""
+    folder = tmp_path_factory.mktemp("rare")
+    (folder / "text.txt").write_text(BOOK[:3000], encoding="utf-8")
+    small = dict(hidden_size=8, epochs=1, seq_length=32, batch_size=4, threads=1)
+    return charrnn.train(folder / "text.txt", out_dir=folder / "run", min_count=30, **small)
+
+
+def test_unknown_characters_count_the_bytes_that_they_have(
+    rare: LanguageModel, tmp_path: Path
+) -> None:
+    text = UNSEEN[:500] + "é漢"  # U+FFFD, which stands for them, has three
+    assert sum(rare.vocabulary.missing(text).values()) > 9
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    for given in (text, read_corpus([str(tmp_path / "text.txt")])):
+        scores = rare.evaluate(given, on_unknown="map")
+        assert scores["chars"] == len(text) - 1
+        bits = scores["bits_per_char"] * scores["chars"] / len(text[1:].encode())
+        assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-9)
+
+
+def test_baselines_whatever_becomes_of_unknown_characters(rare: LanguageModel) -> None:
+    """They know the training text as the model knows it."""
+    text = "".join(c for c in UNSEEN[:2000] if c not in rare.vocabulary.missing(UNSEEN))
+    choices = ("skip", "map", "error")
+    scores = [rare.evaluate(text, on_unknown=choice, baselines=True) for choice in choices]
+    assert scores[0] == scores[1] == scores[2] and scores[0]["ngram_bits_per_char"] > 0
 
 
 # --- inside --------------------------------------------------------------------------------------
