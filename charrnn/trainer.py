@@ -280,6 +280,8 @@ class Run:
             try:
                 yield self._sample()
             except InputError:  # the weights are finite, but no logit is
+                if best:  # a model that is named as the best one is there
+                    self.saver.save(BEST, self.state())
                 return (yield from self._diverged("logits of a sample", p.step))
         if best:
             self.saver.save(BEST, self.state())

@@ -1076,6 +1076,20 @@ def test_a_sample_without_finite_logits_is_divergence(going_back: str, tmp_path:
     assert outcome(folder) == before
 
 
+def test_the_best_model_is_saved_though_its_sample_diverges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*arguments: Any, **options: Any) -> list[str]:
+        raise InputError("logits are not finite")
+
+    monkeypatch.setattr(trainer.sampling, "sample", sample)
+    folder = tmp_path / "run"
+    event = end(go(begin(folder, eval_every=5, sample_every=5)), "diverged")
+    best = checkpoint.load(folder / "best.safetensors").metadata["progress"]
+    assert event["best_step"] == best["step"] == best["best_step"] == 5
+    assert event["best_val_nats_per_char"] == best["best_val_nats_per_char"]
+
+
 # --- texts ---------------------------------------------------------------------------------------
 
 
