@@ -216,6 +216,10 @@ class Inputs(ABC):
         """All that a training step does up to the gradients."""
 
     @abstractmethod
+    def make_ready(self) -> None:
+        """Make what `run_gradients` would make the first time, that its time is as any other."""
+
+    @abstractmethod
     def run_gradients(self) -> float:
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
 
@@ -458,6 +462,9 @@ class Pass(Inputs):
         """Run a program of `phases` or `there_and_back`, which pack the weights for themselves."""
         program.run(rounds)
         self.model.unpacked()
+
+    def make_ready(self) -> None:
+        _ = self.gradient_program
 
     def run_gradients(self) -> float:
         self.run_packing(self.gradient_program)

@@ -96,6 +96,10 @@ class Recomputed(Inputs):
     def set_dropout_key(self, seed: int, step: int) -> None:
         self.segment.set_dropout_key(seed, step)
 
+    def make_ready(self) -> None:
+        for t0, t1 in self.bounds:
+            self.segment.of_length(t1 - t0).make_ready()
+
     def _load(self, i: int) -> Pass:
         """The pass of segment ``i``, with all that goes into it."""
         t0, t1 = self.bounds[i]

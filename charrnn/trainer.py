@@ -175,6 +175,7 @@ class Run:
         piece = self.plan.piece(p.step)
         window = learner.window_of(piece)
         reach = None if norms is None else learner.reach(piece, window, p.step)
+        window.make_ready()
         began = time.perf_counter()
         made, fault = self._make_steps(piece, window, norms)
         taken = time.perf_counter() - began
@@ -191,10 +192,9 @@ class Run:
         event = self._step_event(made[-1])
         yield event | _means(made)
         due = _due(train.log_every, p.step) or p.step == self.total_steps
-        if norms is None:
-            yield from self._tune(taken, piece)
-        else:
+        if norms is not None:
             yield self._logged(self._gradient_event(norms.measure(), reach), later=due)
+        yield from self._tune(taken, piece)
         if due:
             yield self._log_step(event)
         return (yield from self._after_step())

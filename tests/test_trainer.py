@@ -324,6 +324,34 @@ def test_teams_of_any_size_take_turns(bptt: str, tmp_path: Path) -> None:
     assert metrics(tmp_path / "many") == metrics(tmp_path / "one")
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_whose_gradient_is_looked_at_are_timed_too(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "available", lambda: 2)
+    run = begin(tmp_path / "run", threads="auto", log_gradients=every, max_steps=2)
+    heard = []
+    monkeypatch.setattr(run.tuner, "took", heard.append)
+    go(run)
+    assert len(heard) == 2
+
+
+def test_tables_of_calls_are_made_before_a_step_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a new length of window would look like a slow number of threads."""
+    made, run_gradients = [], passes.Pass.run_gradients
+
+    def run_ready(self: passes.Pass) -> float:
+        made.append("gradient_program" in vars(self))
+        return run_gradients(self)
+
+    monkeypatch.setattr(passes.Pass, "run_gradients", run_ready)
+    for i, options in enumerate((dict(bptt="randomized"), dict(recompute="always", bptt="full"))):
+        end(go(begin(tmp_path / f"{i}", max_steps=9, **options)))
+    assert len(made) > 9 and all(made)
+
+
 def test_a_number_of_threads_is_kept(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", threads=2, max_steps=3)
     threads = [e["time"]["threads"] for e in go(run) if e["event"] == "step"]
