@@ -28,7 +28,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from charrnn import atomic
-from charrnn.errors import InputError
+from charrnn.errors import InputError, SaveError
 from charrnn.opening import regular
 from charrnn.runlog import parse_json
 
@@ -329,6 +329,44 @@ def prune(folder: str | Path, keep: int) -> None:
 def remove_after(folder: str | Path, step: int) -> None:
     """Remove the ``step-<n>.safetensors`` of a run folder that are newer than ``step``."""
     _remove(path for n, path in _kept(folder).items() if n > step)
+
+
+def steps_after(folder: str | Path, step: int) -> list[int]:
+    """The n of the ``step-<n>.safetensors`` of a run folder that are newer than ``step``."""
+    return sorted(n for n in _kept(folder) if n > step)
+
+
+def set_aside(folder: str | Path, steps: Iterable[int]) -> list[Path]:
+    """Rename ``step-<n>.safetensors`` of these steps, those that are there, as abandoned ones.
+
+    They count no more as the run's, but are as good as before. Returns where they are.
+
+    Raises
+    ------
+    SaveError
+        If one cannot be renamed.
+    """
+    kept, aside = _kept(folder), []
+    for path in (kept[step] for step in steps if step in kept):
+        aside.append(_free_name(path.with_name(f"abandoned-{path.name}")))
+        try:
+            path.rename(aside[-1])
+        except OSError as error:
+            raise SaveError(
+                f"could not rename {path} to {aside[-1].name}: {error.strerror or error}; "
+                "allow it, then resume the run"
+            ) from error
+    atomic.sync_folder(Path(folder))
+    return aside
+
+
+def _free_name(path: Path) -> Path:
+    """``path``, or with -2, -3, ... if it is taken."""
+    free, n = path, 1
+    while os.path.lexists(free):
+        n += 1
+        free = path.with_stem(f"{path.stem}-{n}")
+    return free
 
 
 def _kept(folder: str | Path) -> dict[int, Path]:

@@ -189,7 +189,9 @@ def _resumed(
     resumed.restore(source)
     _check_unfinished(resumed, changes)
     as_saved = {"config": config.to_json(), "corpus": text.facts}
-    resumed.is_last = source.path.name == LAST and as_saved.items() <= source.metadata.items()
+    resumed.goes_back = source.path.name != LAST
+    resumed.is_last = not (resumed.goes_back or resumed.abandoned)
+    resumed.is_last &= as_saved.items() <= source.metadata.items()
     return resumed
 
 
@@ -266,7 +268,7 @@ def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
     last = _source_path(folder, path)
     if last.is_file():
         return checkpoint.load(last)
-    others = {p.name for p in folder.glob("*.safetensors")} - {checkpoint.START}
+    others = {p.name for p in checkpoint.of_run(folder)} - {checkpoint.START}
     if others:  # beginning anew would overwrite them
         raise InputError(
             f"{folder} has lost its last.safetensors: go on from another one with "

@@ -123,6 +123,8 @@ def way_back(folder: Path, progress: Progress, step: int) -> checkpoint.Checkpoi
         with contextlib.suppress(InputError):  # a damaged one
             (said,) = checkpoint.read_metadata(path, "progress")
             then = Progress.from_json(said, f"'progress' of {path}")
+            if path.name == BEST and then.step > (progress.best_step or 0):
+                continue  # of a future that was abandoned
             since = rollbacks[len(then.rollbacks) :]
             if then.step < before and all(then.step <= r[1] for r in since):
                 found.append((then.step, path.name != "best.safetensors", path))

@@ -92,12 +92,15 @@ class Run:
     model, plan, learner : what it trains, on which pieces of the text, and the computing of it
     inherits : whether it began with another's weights, which are in `checkpoint.START`
     is_last : whether all of this is in the last checkpoint already
+    goes_back : whether it is in another checkpoint, and what is newer will be abandoned
+    abandoned : steps whose checkpoints are, as long as their names do not say so
     """
 
     def __init__(self, folder: Path, config: Config, text: Text) -> None:
         self.folder, self.config, self.text = folder, config, text
         self.lock = contextlib.ExitStack()
-        self.inherits = self.is_last = False
+        self.inherits = self.is_last = self.goes_back = False
+        self.abandoned: list[int] = []
         self.progress = Progress()
         self.metrics_length = 0  # where the metrics go on from this state
         threads = config.train.threads
@@ -135,12 +138,11 @@ class Run:
         with self.lock, runlog.RunLog(path) as self.log:
             self.saver = Saver(self.folder, self.log, self.config.train)
             atomic.sweep(self.folder)
+            notes = [*self.text.notes, *self.model.notes]
             if not self.is_last:  # before the metrics are cut back to it
-                cuts = self.metrics_length > 0
-                self.saver.save(LAST, self.state(self.metrics_length), ending=cuts)
-            note = self._align_metrics()
-            for text in [*self.text.notes, *self.model.notes, *([note] if note else [])]:
-                yield self._note(text)
+                notes += self._become_last()
+            notes += self._align_metrics()
+            yield from map(self._note, notes)
             yield from self._compile()
             yield self._start_event()
             ended, p = False, self.progress
@@ -154,8 +156,32 @@ class Run:
                     return
                 ended = yield from self._train_step()
 
-    def _align_metrics(self) -> str | None:
-        """Cut the metrics back to where this state is, and write what is to follow there."""
+    def _become_last(self) -> list[str]:
+        """Make this state the last checkpoint; returns what there is to tell.
+
+        While newer ones are renamed, it lists them: one that was killed in between goes on with it,
+        and one that is not listed is none of them, but was saved before its last was.
+        """
+        cuts, aside = self.metrics_length > 0, []
+        if self.goes_back:
+            self.abandoned = checkpoint.steps_after(self.folder, self.progress.step)
+        if self.abandoned:
+            self.saver.save(LAST, self.state(self.metrics_length), ending=True)
+            aside = checkpoint.set_aside(self.folder, self.abandoned)
+            self.abandoned = []
+        self.saver.save(LAST, self.state(self.metrics_length), ending=cuts)
+        if not aside:
+            return []
+        names = ", ".join(path.name for path in aside)
+        return [
+            f"goes on from step {self.progress.step:,}; newer checkpoints are set aside: {names}"
+        ]
+
+    def _align_metrics(self) -> list[str]:
+        """Cut the metrics back to where this state is, and write what is to follow there.
+
+        Returns what there is to tell.
+        """
         p = self.progress
         note = self.log.truncate(self.metrics_length)
         if p.total_steps != self.total_steps or not self.metrics_length:
@@ -166,7 +192,7 @@ class Run:
                 self._logged(self._rollback_event(n))
             p.rollbacks_noted = len(p.rollbacks)
             checkpoint.remove_after(self.folder, p.step)
-        return note
+        return [note] if note else []
 
     def _train_step(self) -> Generator[Event, None, bool]:
         """A step, or some in one go, and what is due; returns whether the run has to stop."""
@@ -366,6 +392,7 @@ class Run:
             corpus=self.text.facts,
             metrics_length=self.log.length if metrics_length is None else metrics_length,
             versions=versions(),
+            **({"abandoned": self.abandoned} if self.abandoned else {}),
         )
         return self.learner.tensors(), metadata
 
@@ -393,6 +420,8 @@ class Run:
         where = f"the metadata of {source.path}"
         checked = facts.check(source.metadata, {"metrics_length": int}, where)
         self.metrics_length = checked["metrics_length"]
+        facts.check(source.metadata, {"abandoned": list[int]}, where, lacking=True)
+        self.abandoned = checked.get("abandoned", [])
 
     # -- divergence -----------------------------------------------------------------------------
 

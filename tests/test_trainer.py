@@ -5,6 +5,7 @@ The usual run here has 22 windows to an epoch, the last of one character, and 44
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -23,6 +24,8 @@ import pytest
 from charrnn import api, burst, checkpoint, data, evaluate, passes, runlog, runs, trainer
 from charrnn.config import Config, TrainConfig
 from charrnn.errors import Ended, InputError
+from charrnn.progress import Progress
+from charrnn.saving import way_back
 from charrnn.schedules import learning_rate
 from charrnn.trainer import Event, Run
 
@@ -548,7 +551,91 @@ def test_killed_while_it_goes_back_to_an_older_checkpoint(
     assert run.progress.step == (20 if call == "checkpoint.save" else 6)
     events = go(run)
     assert not [e for e in events if e["event"] == "note"]
-    assert outcome(folder) == outcome(tmp_path / "whole")
+    found = outcome(folder)
+    aside = [found.pop(name) for name in sorted(found) if name.startswith("abandoned-")]
+    assert aside == (
+        [] if call == "checkpoint.save" else [before[f"step-{n}.safetensors"] for n in (12, 18)]
+    )
+    assert found == outcome(tmp_path / "whole")
+
+
+def test_newer_checkpoints_are_set_aside(tmp_path: Path) -> None:
+    """They are neither gone back to nor pruned, and --keep counts only the run's own."""
+    folder = tmp_path / "run"
+    go(begin(folder, **EVERY | dict(keep=9)), 26)
+    newer = [12, 18, 24]
+    before = {n: (folder / f"step-{n}.safetensors").read_bytes() for n in newer}
+    for suffix in ("", "-2"):
+        run = runs.resume(str(folder / "step-6.safetensors"), changes=dict(keep=2))
+        names = [f"abandoned-step-{n}{suffix}.safetensors" for n in newer]
+        notes = [e["text"] for e in go(run, 15) if e["event"] == "note"]
+        assert notes == [
+            f"goes on from step 6; newer checkpoints are set aside: {', '.join(names)}"
+        ]
+        assert sorted(p.name for p in folder.glob("step-*")) == [
+            "step-12.safetensors", "step-6.safetensors"
+        ]  # fmt: skip
+        newer = [12]
+    assert "abandoned" not in checkpoint.load(folder / "last.safetensors").metadata
+    for n, saved in before.items():
+        assert (folder / f"abandoned-step-{n}.safetensors").read_bytes() == saved
+    run = runs.resume(str(folder / "abandoned-step-24.safetensors"))
+    assert run.progress.step == 24
+    end(go(run))
+    end(go(begin(tmp_path / "whole", **EVERY)))
+    assert tensors(folder) == tensors(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("instant", range(5))
+def test_killed_while_newer_checkpoints_are_set_aside(
+    instant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint knows which are; none of what is saved later is among them."""
+    folder, options = tmp_path / "run", EVERY | dict(keep=9)
+    go(begin(folder, **options), 20)
+    calls, rename, save = itertools.count(1), Path.rename, checkpoint.save
+
+    def killing(call: Any) -> Any:
+        def killed(*arguments: Any) -> Any:
+            if next(calls) == instant:
+                raise _Killed
+            return call(*arguments)
+
+        return killed
+
+    run = runs.resume(str(folder / "step-6.safetensors"))
+    with monkeypatch.context() as patch, contextlib.suppress(_Killed):
+        patch.setattr(Path, "rename", killing(rename))
+        patch.setattr(checkpoint, "save", killing(save))
+        go(run, 8)
+    run = resume(folder)
+    assert run.progress.step == {0: 8, 1: 20}.get(instant, 6)
+    go(run, 13)
+    aside = sorted(path.name for path in folder.glob("abandoned-*"))
+    newer = [] if instant == 1 else [12, 18]
+    assert aside == [f"abandoned-step-{n}.safetensors" for n in newer]
+
+    def save_but_last(path: Path, *state: Any) -> None:
+        if path.name == "last.safetensors" and (folder / "step-18.safetensors").exists():
+            raise _Killed
+        save(path, *state)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(checkpoint, "save", save_but_last)
+        go(resume(folder))
+    end(go(resume(folder)))
+    end(go(begin(tmp_path / "whole", **options)))
+    found = outcome(folder)
+    for name in aside:
+        del found[name]
+    assert found == outcome(tmp_path / "whole")
+
+
+def test_the_best_model_of_an_abandoned_future_is_no_way_back(tmp_path: Path) -> None:
+    go(begin(tmp_path / "run", eval_every=7), 15)
+    for best_step, found in ((14, 14), (7, None), (None, None)):
+        back = way_back(tmp_path / "run", Progress(step=20, best_step=best_step), 21)
+        assert (None if back is None else back.metadata["progress"]["step"]) == found
 
 
 def test_an_extension_that_was_killed_at_once_is_one(tmp_path: Path) -> None:
