@@ -178,6 +178,8 @@ def _resumed(
             f"the {which} is not the one that {folder} was trained on: give that one as FILE, "
             "or start a new run"
         )
+    if config.data.bptt == "full":
+        _check_documents(folder, corpus, known)
     text = dataclasses.replace(_prepare(corpus, val, config, vocabulary), notes=[])
     if not files:  # else the text may have moved: the next checkpoint says where
         text.facts = known
@@ -440,8 +442,7 @@ def _same_corpus(
         return _read(files, config, on_progress)
     if STDIN in known["sources"]:
         corpus = _read([str(folder / KEPT_TEXT)], config, on_progress, kept=True)
-        facts.check(known, {"documents": list[int]}, f"'corpus' of {folder}", lacking=True)
-        return dataclasses.replace(corpus, documents=tuple(known.get("documents", [0])))
+        return dataclasses.replace(corpus, documents=tuple(_documents(folder, known) or [0]))
     try:
         for source in known["sources"]:
             if not are_files([source]):
@@ -449,6 +450,25 @@ def _same_corpus(
         return _read(known["sources"], config, on_progress)
     except InputError as error:
         raise InputError(f"{error}; if the text has moved, give it as FILE") from error
+
+
+def _documents(folder: Path, known: dict[str, Any]) -> list[int] | None:
+    """Where the files of a run's text began in it, if the run says so."""
+    facts.check(known, {"documents": list[int]}, f"'corpus' of {folder}", lacking=True)
+    return known.get("documents")
+
+
+def _check_documents(folder: Path, corpus: Corpus, known: dict[str, Any]) -> None:
+    """InputError if the text is the run's, but in other files: each is a sequence."""
+    ours, theirs = list(corpus.documents), _documents(folder, known)
+    if theirs is None or ours == theirs:
+        return
+    given, needed = (f"{len(d)} file{'s' if len(d) > 1 else ''}" for d in (ours, theirs))
+    others = "other ones" if given == needed else needed
+    raise InputError(
+        f"the text of {folder} is in {given}, but was in {others}, each a sequence of --bptt full: "
+        "give the same files as FILE, or start a new run"
+    )
 
 
 def _vocabulary(
@@ -501,7 +521,7 @@ def _prepare(
         "val_fingerprint": _fingerprint(val_text),
         "chars": len(corpus),
     }
-    if STDIN in corpus.sources:  # what is kept is one file
+    if STDIN in corpus.sources or data.bptt == "full":  # of a pipe, what is kept is one file
         known["documents"] = list(corpus.documents)
     return Text(vocabulary, train, val, test, steps, known, notes)
 

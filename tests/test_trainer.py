@@ -860,6 +860,26 @@ def test_the_text_must_be_the_run_s(tmp_path: Path) -> None:
     assert resume(folder, [moved]).progress.step == 3
 
 
+def test_documents_must_be_the_run_s(tmp_path: Path) -> None:
+    """The same text in other files is another plan, where a file is a sequence."""
+    folder, files = tmp_path / "run", [tmp_path / f"{i}.txt" for i in range(5)]
+    parts = [TEXT[:700], TEXT[700:], TEXT, TEXT[:800], TEXT[800:]]
+    for file, part in zip(files, parts, strict=True):
+        file.write_text(part, encoding="utf-8")
+    options: dict[str, Any] = dict(files=files[:2], batch_size=1, val_frac=0.0)
+    go(begin(folder, bptt="full", **options), 2)
+    advice = "each a sequence of --bptt full: give the same files as FILE, or start a new run"
+    with pytest.raises(InputError, match=f"is in 1 file, but was in 2 files, {advice}"):
+        resume(folder, [files[2]])
+    with pytest.raises(InputError, match="is in 2 files, but was in other ones"):
+        resume(folder, files[3:])
+    moved = [shutil.copy(file, file.with_suffix(".moved")) for file in files[:2]]
+    assert resume(folder, moved).progress.step == 2
+    end(go(resume(folder)))
+    go(begin(tmp_path / "truncated", **options), 2)
+    assert resume(tmp_path / "truncated", [files[2]]).progress.step == 2
+
+
 def test_no_run_or_a_damaged_one(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing holds no run"):
         runs.resume("nothing")
