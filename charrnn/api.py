@@ -17,11 +17,9 @@ from charrnn.data import Corpus, check_whole, read_corpus, split
 from charrnn.errors import InputError
 from charrnn.model import Gradients, Model, State, weights_of
 from charrnn.reading import STDIN
+from charrnn.runlog import KEPT_TEXT
 from charrnn.threads import available
 from charrnn.vocab import Vocabulary
-
-KEPT_TEXT = "text.txt"
-"""Where a run keeps, as UTF-8, a text that came through a pipe."""
 
 SHAPE = {
     "config": dict,

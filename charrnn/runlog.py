@@ -34,6 +34,7 @@ end         epoch, reason (finished, patience, interrupted, diverged), nats_per_
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import itertools
 import json
 import math
@@ -57,6 +58,8 @@ RUN_FILES = (
     "step-[1-9]*.safetensors",
 )  # fmt: skip
 """Any of these makes a run; what is written before config.json does not."""
+KEPT_TEXT = "text.txt"
+"""Where a run keeps, as UTF-8, a text that came through a pipe."""
 
 Shapes = Mapping[str, Mapping[str, Any]]
 
@@ -480,6 +483,17 @@ def new_run_folder(out_dir: str | Path | None, corpus_name: str, root: str | Pat
     if out_dir is not None:
         check_free(folder)
     return folder
+
+
+def check_foreign(path: str | Path, option: str) -> None:
+    """Refuse a file of a run, or any checkpoint, as the place of something else."""
+    place = Path(os.path.realpath(path))
+    if place.suffix == ".safetensors":
+        raise InputError(f"{option} {path} would be a checkpoint: give it another ending")
+    names = (*RUN_FILES, KEPT_TEXT, "lock")
+    is_run = os.path.isfile(place.parent / "config.json")
+    if is_run and any(fnmatch.fnmatchcase(place.name, name) for name in names):
+        raise InputError(f"{option} {path} is a file of the run there: name another one")
 
 
 def no_folder(folder: Path, error: OSError) -> InputError:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from charrnn import atomic, checkpoint, facts, runlog
-from charrnn.api import KEPT_TEXT, LanguageModel, are_files, described, load
+from charrnn.api import LanguageModel, are_files, described, load
 from charrnn.config import Config, DataConfig, flag
 from charrnn.data import MOST_VAL, VAL_FRAC, Corpus, part_sizes, read_corpus, split
 from charrnn.errors import Diverged, Ended, InputError
@@ -93,7 +93,7 @@ def start(
         lock.enter_context(runlog.lock(run.folder))
         runlog.check_free(run.folder)
         if STDIN in corpus.sources:  # it cannot be read again
-            with atomic.replacing(run.folder / KEPT_TEXT) as file:
+            with atomic.replacing(run.folder / runlog.KEPT_TEXT) as file:
                 file.writelines(corpus.kept())
         if parent is not None:  # which may be trained on, or removed
             checkpoint.save(run.folder / checkpoint.START, *run.state(0))
@@ -441,7 +441,7 @@ def _same_corpus(
     if files:
         return _read(files, config, on_progress)
     if STDIN in known["sources"]:
-        corpus = _read([str(folder / KEPT_TEXT)], config, on_progress, kept=True)
+        corpus = _read([str(folder / runlog.KEPT_TEXT)], config, on_progress, kept=True)
         return dataclasses.replace(corpus, documents=tuple(_documents(folder, known) or [0]))
     try:
         for source in known["sources"]:

@@ -425,7 +425,60 @@ def test_stop_is_repeatable_and_output_is_a_file(lm, generate, tmp_path):
 def test_output_that_cannot_be_written(lm, generate, tmp_path):
     result = run("sample", "--output", tmp_path / "no" / "out.txt")
     assert result.exit_code == 2
-    assert "cannot be written: No such file or directory; name a file" in result.stderr
+    assert "there is no such folder, make it first" in result.stderr
+    assert run("sample", "--length", 2, "--output", "-").stdout == "aa\n"
+
+
+OWN = ("config.json", "last.safetensors", "step-7.safetensors", "metrics.jsonl", "lock", "text.txt")
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_output_is_no_file_of_a_run(name, lm, tmp_path):
+    for each in OWN:
+        (tmp_path / each).write_text("precious")
+    (tmp_path / "link").symlink_to(name)
+    for given in (name, "link"):
+        result = run("sample", "--output", tmp_path / given)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert re.search(r"--output .* (is a file of the run|would be a checkpoint)", result.stderr)
+        assert (tmp_path / name).read_text() == "precious"
+    assert lm.asked == []
+
+
+def test_output_is_not_the_model_that_is_read(lm, tmp_path):
+    lm.path = tmp_path / "a model"
+    lm.path.write_text("precious")
+    assert "is the model that is read" in run("sample", "--output", lm.path).stderr
+    assert lm.path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_a_sample_that_is_cut_short_leaves_the_output_file_alone(
+    number, lm, generate, tmp_path, monkeypatch
+):
+    def broken(*args, **kwargs):
+        yield ["a"]
+        if number is None:
+            raise InputError("broken")
+        signal.raise_signal(number)
+        yield ["b"]
+
+    monkeypatch.setattr(charrnn.sampling, "generate", broken)
+    (tmp_path / "out.txt").write_text("precious")
+    result = run("sample", "--output", tmp_path / "out.txt")
+    assert result.exit_code == (2 if number is None else 128 + number)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.txt", "precious")]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no such device")
+def test_output_goes_to_devices_and_a_full_one_is_named(lm, generate):
+    assert run("sample", "--output", "/dev/null").exit_code == 0
+    result = run("sample", "--output", "/dev/full", "--seed", 1)
+    assert result.exit_code == 4
+    assert result.stderr.splitlines()[-1] == (
+        "Error: could not write /dev/full: No space left on device; name another file"
+    )
 
 
 def test_prompt_file_is_read_like_a_text(lm, generate, tmp_path):

@@ -502,7 +502,7 @@ REFUSED = {
     "sample runs/book --prompt 漢 --on-unknown error": "not in the vocabulary: '漢' (once)",
     "sample runs/book --prompt 漢 --on-unknown map": "it has no unknown symbol to map to",
     "sample runs/book --prompt-file none.txt": "'none.txt' does not exist",
-    "sample runs/book --output nothing/a/b": "--output nothing/a/b cannot be written",
+    "sample runs/book --output nothing/a/b": "--output nothing/a/b: there is no such folder",
     "sample runs/book --temperature -1": "--temperature is -1.0",
     "eval runs/book none.txt": "'none.txt' does not exist",
     "eval runs/book one.txt": "at least 2 are needed",

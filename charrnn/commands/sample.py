@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import math
+import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from types import FrameType
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
+from charrnn import atomic, runlog
 from charrnn.commands import note, tell_details, verbose
 from charrnn.config import Config, ModelConfig, SampleConfig, flag
-from charrnn.errors import InputError
+from charrnn.errors import InputError, SaveError
 from charrnn.options import choices_of, count_option, given_of, on_unknown, options_of
 
 if TYPE_CHECKING:
@@ -69,11 +74,14 @@ def sample(
     """
     config = SampleConfig(**given_of(options))
     _check_sample(given_of(click.get_current_context().params))
+    output = _checked(output)
     colours = color and output is None and _has_colours()
 
     from charrnn import api, sampling
 
     lm = api.load(model, precision=precision)
+    if output is not None and os.path.realpath(output) == os.path.realpath(lm.path):
+        raise InputError(f"--output {output} is the model that is read: name another file")
     start = _prompt_text(prompt_file, lm.config) if prompt_file is not None else prompt or ""
     drawn = secrets.randbelow(2**32) if seed is None else seed
     arguments: dict[str, Any] = dict(seed=drawn, stop=stop)
@@ -159,18 +167,77 @@ def _prompt_text(path: str, config: Config) -> str | bytes:
 
 @contextlib.contextmanager
 def _output(path: str | None) -> Iterator[TextIO]:
-    """Standard output, or a UTF-8 file."""
+    """Standard output, or UTF-8: a file, which is replaced at the end, or what streams as it is."""
     if path is None:
         yield sys.stdout
         return
+    with _opened(path) as data:
+        file = io.TextIOWrapper(data, encoding="utf-8", errors="replace", newline="\n")
+        try:
+            yield file
+            file.flush()
+        finally:
+            with contextlib.suppress(OSError):
+                file.detach()
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """The place of ``--output``. What ends the process early leaves a file as it was."""
+    if not _is_stream(path):
+        with _ended_by_exceptions(), atomic.replacing(os.path.realpath(path)) as data:
+            yield data
+        return
     try:
-        file = open(path, "w", encoding="utf-8", errors="replace", newline="\n")  # noqa: SIM115
+        opened = open(path, "wb")  # noqa: SIM115
     except OSError as error:
         raise InputError(
             f"--output {path} cannot be written: {error.strerror}; name a file in a folder of yours"
         ) from error
-    with file:
-        yield file
+    try:
+        with opened:
+            yield opened
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # nobody reads on
+            raise
+        raise SaveError(
+            f"could not write {path}: {error.strerror or error}; name another file"
+        ) from error
+
+
+@contextlib.contextmanager
+def _ended_by_exceptions() -> Iterator[None]:
+    """What would end the process at once, and leave a temporary file, is raised instead."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    every = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    numbers = [n for n in every if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _checked(path: str | None) -> str | None:
+    """The file of ``--output``, if it can be one; None is standard output."""
+    if path is None or path == "-":
+        return None
+    if not _is_stream(path):
+        runlog.check_foreign(path, "--output")
+        atomic.check(path, "--output")
+    return path
+
+
+def _is_stream(path: str) -> bool:
+    """Whether it is a device, a pipe, or what this process has open, as /dev/stdout: none of these
+    is replaced."""
+    other = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return other or os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
 
 
 STREAM_SECONDS = 0.02
