@@ -61,7 +61,7 @@ def start(
     given : names of the options that were asked for, as opposed to defaults
     on_progress : is told how far the reading of the text is
     """
-    _check_place(out_dir)
+    _check_place(out_dir, files)
     parent = load(init_from) if init_from is not None else None
     if parent is not None:
         config = _inherit(config, parent.config, given)
@@ -91,7 +91,7 @@ def start(
     run.folder = runlog.new_run_folder(out_dir, corpus.name)
     with contextlib.ExitStack() as lock:  # somebody else may begin one in the same folder
         lock.enter_context(runlog.lock(run.folder))
-        runlog.check_free(run.folder)
+        _check_free(run.folder, files)
         if STDIN in corpus.sources:  # it cannot be read again
             with atomic.replacing(run.folder / runlog.KEPT_TEXT) as file:
                 file.writelines(corpus.kept())
@@ -102,7 +102,7 @@ def start(
     return run
 
 
-def _check_place(out_dir: str | None) -> None:
+def _check_place(out_dir: str | None, files: Sequence[str]) -> None:
     """Refuse at once, and not after a long text was read, what can be told of ``--out-dir``."""
     folder = Path(out_dir or runlog.ROOT)
     paths = (folder, *folder.absolute().parents)
@@ -114,7 +114,17 @@ def _check_place(out_dir: str | None) -> None:
     except OSError as error:
         raise runlog.no_folder(folder, error) from error
     if out_dir and place == folder:
-        runlog.check_free(folder)
+        _check_free(folder, files)
+
+
+def _check_free(folder: Path, files: Sequence[str]) -> None:
+    """Refuse a folder in which a run of these files would overwrite something."""
+    runlog.check_free(folder)
+    if STDIN in files and os.path.lexists(folder / runlog.KEPT_TEXT):
+        raise InputError(
+            f"--out-dir {folder} holds a {runlog.KEPT_TEXT} already, where standard input would be "
+            "kept: name another folder"
+        )
 
 
 def resume(

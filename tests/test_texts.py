@@ -214,6 +214,22 @@ def test_a_pipe_that_ends_early_is_the_text_that_came() -> None:
     assert Path("run/text.txt").read_text() == PROSE[:100]
 
 
+def test_a_pipe_is_not_kept_in_the_place_of_a_file() -> None:
+    Path("run").mkdir()
+    Path("run/text.txt").write_text("precious")
+    line = ["train", "-", *TINY]
+    result = CliRunner().invoke(cli, line, input=PROSE.encode())
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "Error: --out-dir run holds a text.txt already, where standard input would be kept: name "
+        "another folder\n"
+    )
+    assert [(p.name, p.read_text()) for p in Path("run").iterdir()] == [("text.txt", "precious")]
+    Path("run/text.txt").write_text(PROSE)
+    assert train("run/text.txt").exit_code == 0  # whose own place that is
+    assert Path("run/text.txt").read_text() == PROSE
+
+
 def test_files_and_a_pipe_are_documents_also_when_resumed() -> None:
     Path("b.txt").write_text(PROSE[:50])
     options = ["-", "b.txt", "--bptt=full", "--batch-size=1", "--val-frac=0"]
