@@ -36,6 +36,8 @@ from charrnn.errors import InputError
 Ids = NDArray[np.int32]
 
 
+ENDLESS = 2**53
+"""Characters that no text has."""
 NONE: Ids = np.zeros((0, 0, 0), np.int32)
 
 
@@ -138,7 +140,9 @@ def plan(
 
 def _mean_length(spared: int, probability: float) -> int | None:
     """Characters of a window that ends at random, on average; None if it does not."""
-    return round(spared - 1 + 1 / probability) if probability else None
+    if not probability:
+        return None
+    return round(min(spared, ENDLESS) - 1 + min(1 / probability, ENDLESS))
 
 
 class Windows(Plan):
@@ -190,7 +194,7 @@ class Randomized(Plan):
 
     def __init__(self, streams: Streams, spared: int, probability: float, seed: int) -> None:
         self.streams, self.batch_size, self.seed = streams, streams.batch_size, seed
-        self.spared, self.probability = spared, probability
+        self.spared, self.probability = min(spared, streams.length + 1), probability
         self.seq_length = min(_mean_length(spared, probability) or streams.length, streams.length)
         self.longest = min(4 * self.seq_length, streams.length)
         self._first_steps = [0]  # of every epoch
@@ -211,7 +215,8 @@ class Randomized(Plan):
         n = self.streams.length
         ends = np.zeros(1, np.int64)
         while self.probability and ends[-1] < n:
-            lengths = self.spared - 1 + generator.geometric(self.probability, 1 + n // self.spared)
+            drawn = generator.geometric(self.probability, 1 + n // self.spared)
+            lengths = self.spared - 1 + np.minimum(drawn, n)  # their sum may be beyond any integer
             ends = np.append(ends, ends[-1] + np.cumsum(lengths))
         return np.append(ends[ends < n], n)
 

@@ -476,10 +476,26 @@ def test_random_windows_at_the_limits() -> None:
     text = Streams(np.arange(101), 1)
     assert Randomized(text, 1, 0.0, 1).bounds(0).tolist() == [0, 100]
     assert Randomized(text, 30, 1.0, 1).bounds(0).tolist() == [0, 30, 60, 90, 100]
+    for least in (100, 101, 2**63 - 1, 10**23):
+        at_least = Randomized(text, least, 0.5, 1)
+        assert at_least.bounds(0).tolist() == [0, 100] and at_least.piece(0).ways is not None
     data = DataConfig(bptt="randomized", seq_length=20)
     steps, _ = plan(data, np.arange(10_001))
     assert isinstance(steps, Randomized)
     assert (steps.spared, steps.seq_length) == (10, 20)
+
+
+@pytest.mark.parametrize(
+    "prob", ["1e-15", "1e-18", "1e-20", "1e-300", "5e-324", f"{2**63 - 1}:0.5", f"{10**400}:0.5"]
+)
+def test_windows_that_end_beyond_all_numbers(prob: str) -> None:
+    """The gradient of each is that of the whole stream."""
+    data = DataConfig(bptt="randomized", truncation_prob=prob, batch_size=1)
+    for n in (101, 100_001):
+        steps, _ = plan(data, np.arange(n))
+        assert isinstance(steps, Randomized)
+        assert [steps.bounds(epoch).tolist() for epoch in (0, 1)] == [[0, n - 1]] * 2
+        assert steps.seq_length == n - 1 and steps.piece(1).scored == n - 1
 
 
 def test_a_file_is_a_document() -> None:
