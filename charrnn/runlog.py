@@ -504,12 +504,20 @@ def no_folder(folder: Path, error: OSError) -> InputError:
 
 
 def check_free(folder: Path) -> None:
-    """InputError if a folder holds a run."""
-    if any(next(folder.glob(pattern), None) for pattern in RUN_FILES):
+    """InputError if a folder holds a run, or a file that one would overwrite."""
+    found = next((path for pattern in RUN_FILES for path in folder.glob(pattern)), None)
+    if found is None:
+        return
+    if (folder / "config.json").exists():
         raise InputError(
             f"--out-dir {folder} already holds a run: continue it with --resume {folder},"
             " or name another folder"
         )
+    begin = f"; to begin with that model, --init-from {found}" * (found.suffix == ".safetensors")
+    raise InputError(
+        f"--out-dir {folder} holds a {found.name}, which a run would overwrite: name another "
+        f"folder{begin}"
+    )
 
 
 def _numbered_folder(root: Path, name: str) -> Path:

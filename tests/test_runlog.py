@@ -317,11 +317,21 @@ def test_a_named_folder_is_created(tmp_path):
     assert new_run_folder(folder, "corpus") == folder
 
 
-@pytest.mark.parametrize("file", ["config.json", "metrics.jsonl", "step-3.safetensors"])
-def test_a_named_folder_with_a_run_is_refused(tmp_path, file):
-    (tmp_path / file).touch()
+def test_a_named_folder_with_a_run_is_refused(tmp_path):
+    (tmp_path / "config.json").touch()
     with pytest.raises(InputError, match="already holds a run.*--resume"):
         new_run_folder(str(tmp_path), "corpus")
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "last.safetensors", "step-3.safetensors"])
+def test_files_of_a_run_without_its_config_are_named(tmp_path, file):
+    """They cannot be resumed, but they are not overwritten."""
+    (tmp_path / file).touch()
+    with pytest.raises(InputError, match=f"holds a {file}, .*: name another folder") as caught:
+        new_run_folder(str(tmp_path), "corpus")
+    assert "--resume" not in str(caught.value)
+    assert (f"--init-from {tmp_path / file}" in str(caught.value)) == (file != "metrics.jsonl")
     assert os.listdir(tmp_path) == [file]
 
 
