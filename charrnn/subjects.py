@@ -55,7 +55,8 @@ def trained(paths: Sequence[str], source: Source, untrained: bool = False) -> li
     subjects = []
     for path in paths:
         lm = api.load(path, threads=1)
-        text = source.read(lm.config.data) if source != Source() else lm.training_text()
+        own = not source.files and source.prompt is None
+        text = lm.training_text() if own else source.read(lm.config.data)
         if text is None:
             raise InputError(
                 f"the text that {lm.path} was trained on is gone or has changed: "

@@ -323,6 +323,8 @@ def test_shades_of_units() -> None:
         (["--prompt=éé"], "the text has no character that the model knows"),
         (["--prompt="], "the text has no character that the model knows"),
         (["--prompt=a", "--text=b"], "--text and --prompt are both given"),
+        (["--encoding=utf-8"], "--encoding goes with --text"),
+        (["--encoding=utf-8", "--prompt=a"], "--encoding goes with --text"),
         (["--best=1", "--unit=1"], "--best is of units that are found"),
         (["--html=units.png"], "--html is 'units.png': it must end in .html or .htm"),
     ],

@@ -260,6 +260,8 @@ def test_wrong_input(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (lstm, "--text", shop / "no.txt"): f"'{shop / 'no.txt'}' does not exist: name text files, "
         ".gz files, folders of .txt files, or - for standard input",
         (lstm, "--text", book, "--prompt=a"): "--text and --prompt are both given: use one" + hint,
+        (lstm, "--encoding=utf-8"): "--encoding goes with --text: a run's own text is read as it "
+        "was for training" + hint,
         (lstm, "--hidden-size=9"): "--hidden-size makes a fresh model and cannot be used with "
         f"{lstm}{hint}",
         (lstm, gru, "--show=why"): "--show why is of one model: name one, or use --show compare"

@@ -132,6 +132,8 @@ def _check_gradients(models: Sequence[str], show: str | None, untrained: bool) -
     given = given_of(click.get_current_context().params)
     if "files" in given and "prompt" in given:
         fail("--text and --prompt are both given: use one")
+    if "encoding" in given and "files" not in given:
+        fail("--encoding goes with --text: a run's own text is read as it was for training")
     for name in (*FRESH, "seed"):
         if models and name in given:
             fail(f"{flag(name)} makes a fresh model and cannot be used with {models[0]}")

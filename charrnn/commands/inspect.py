@@ -73,6 +73,8 @@ def inspect(
     given = given_of(click.get_current_context().params)
     if "files" in given and "prompt" in given:
         fail("--text and --prompt are both given: use one")
+    if "encoding" in given and "files" not in given:
+        fail("--encoding goes with --text: a run's own text is read as it was for training")
     if units and best is not None:
         fail("--best is of units that are found: it cannot be used with --unit")
     if html is not None:
