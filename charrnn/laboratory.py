@@ -86,16 +86,30 @@ def window(subject: Subject, request: Request) -> Probe:
     if length is None:
         length = max(1, has - 1 - start) if request.whole else LENGTH
     if start + length + 1 > has:
-        raise InputError(
-            f"the text has {has:,} character{'' if has == 1 else 's'}: a window of "
-            f"--length {length:,} from --offset {start:,} and its last target need "
-            f"{start + length + 1:,}"
-        )
+        raise _too_short(subject, request, has, length)
     state: State | None = None
     if start:
         before = ids[max(0, start - WARMUP) : start, None]
         state = in_float64(subject.model).advance(before)
     return Probe(subject.model, ids[start : start + length], ids[start + 1 :][:length], state)
+
+
+def _too_short(subject: Subject, request: Request, has: int, length: int) -> InputError:
+    """The error for a text of ``has`` characters, too few for a window."""
+    start = request.offset
+    missing = subject.vocabulary.missing(subject.text) if request.on_unknown == "skip" else {}
+    known = ""
+    if missing:
+        known = f" that the model knows ({sum(missing.values()):,} others are skipped)"
+    advice = "give a longer text"
+    if has >= 2:
+        option = "--length" if start + 2 <= has else "--offset"
+        advice = f"give a smaller {option}, or a longer text"
+    return InputError(
+        f"the text has {has:,} character{'' if has == 1 else 's'}{known}: a window of "
+        f"--length {length:,} from --offset {start:,} and its last target need "
+        f"{start + length + 1:,}; {advice}"
+    )
 
 
 def _layer(probe: Probe, request: Request) -> int:

@@ -246,11 +246,14 @@ def test_wrong_input(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (shop / "none",): f"{shop / 'none'} does not exist: name a run folder or a "
         ".safetensors file",
         (lstm, "--length=6000"): "the text has 5,400 characters: a window of --length 6,000 from "
-        "--offset 0 and its last target need 6,001",
+        "--offset 0 and its last target need 6,001; give a smaller --length, or a longer text",
         (lstm, "--offset=5400"): "the text has 5,400 characters: a window of --length 200 from "
-        "--offset 5,400 and its last target need 5,601",
+        "--offset 5,400 and its last target need 5,601; give a smaller --offset, or a longer text",
         (lstm, "--prompt=a"): "the text has 1 character: a window of --length 1 from --offset 0 "
-        "and its last target need 2",
+        "and its last target need 2; give a longer text",
+        (lstm, "--prompt=ëëë"): "the text has 0 characters that the model knows (3 others are "
+        "skipped): a window of --length 1 from --offset 0 and its last target need 2; give a "
+        "longer text",
         (
             lstm,
             "--prompt=Zoë",
