@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -117,6 +117,7 @@ def read_corpus(
     encoding: str = "utf-8",
     kept: bool = False,
     on_progress: Progress | None = None,
+    options: Collection[str] = ("encoding", "level"),
 ) -> Corpus:
     """Read files and join them as they come.
 
@@ -135,6 +136,9 @@ def read_corpus(
         Name of a Python text encoding; of no meaning at level "byte".
     kept : bool
         Whether they are what `Corpus.kept` gave, to be taken as it is.
+    options : collection of str
+        Those of ``encoding`` and ``level`` that whoever names the files may choose: what the error
+        for a file that cannot be decoded advises.
     on_progress : callable or None
         Is told how much of the work is done, and of how much, or None while a pipe is read.
 
@@ -153,7 +157,9 @@ def read_corpus(
     told = on_progress or (lambda done, total: None)
     with contextlib.ExitStack() as opened:
         sources = [
-            opened.enter_context(closing(Source(file, level, encoding, told, kept=kept)))
+            opened.enter_context(
+                closing(Source(file, level, encoding, told, kept=kept, options=options))
+            )
             for path in given
             for file in reading.files(path)
         ]

@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import IO, Any
 
 from charrnn import cache, opening, store
@@ -29,6 +29,9 @@ PIECE = 1 << 18
 
 Progress = Callable[[int, "int | None"], None]
 """Is told how many bytes are done, and of how many if that is known."""
+
+GZIP = b"\x1f\x8b"
+"""How its files begin."""
 
 MARKS = {
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
@@ -63,6 +66,8 @@ class Source:
         Called while a pipe is copied.
     kept : bool
         Whether it is a text that was kept as it is: UTF-8 of anything, without a mark to remove.
+    options : collection of str
+        Which of ``encoding`` and ``level`` the user may choose.
 
     Attributes
     ----------
@@ -86,8 +91,9 @@ class Source:
         on_progress: Progress,
         *,
         kept: bool = False,
+        options: Collection[str] = ("encoding", "level"),
     ) -> None:
-        self.path, self.level, self.kept = path, level, kept
+        self.path, self.level, self.kept, self.options = path, level, kept, options
         self.encoding = "utf-8" if kept else encoding
         self.title = "standard input" if path == STDIN else path
         self.stamp: tuple[int, ...] = ()
@@ -259,8 +265,21 @@ class _Decoder:
         return InputError(
             f"{self._source.title} is not {self._source.encoding}: "
             f"byte 0x{error.object[error.start]:02x} at offset {offset} "
-            f"({error.reason}); try --encoding {other} or --level byte"
+            f"({error.reason}); {self._advice(other)}"
         )
+
+    def _advice(self, other: str) -> str:
+        """What to do about a text that is perhaps of an ``other`` encoding."""
+        if self._head.startswith(GZIP):
+            piped = "pipe it through gunzip"
+            return (
+                f"it is gzip: {piped if self._source.path == STDIN else f'name it .gz, or {piped}'}"
+            )
+        flags = {"encoding": f"--encoding {other}", "level": "--level byte"}
+        ways = [flags[name] for name in flags if name in self._source.options]
+        if ways:
+            return f"try {' or '.join(ways)}"
+        return f"convert it to {self._source.encoding}, perhaps from {other}"
 
 
 def _check_encoding(encoding: str) -> None:

@@ -47,7 +47,9 @@ class Source(NamedTuple):
         if not self.files:
             return self.prompt
         encoding = self.encoding or data.encoding
-        return read_corpus(self.files, level=data.level, encoding=encoding).text
+        return read_corpus(
+            self.files, level=data.level, encoding=encoding, options=["encoding"]
+        ).text
 
 
 def trained(paths: Sequence[str], source: Source, untrained: bool = False) -> list[Subject]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -502,6 +503,11 @@ REFUSED = {
     "sample runs/book --prompt 漢 --on-unknown error": "not in the vocabulary: '漢' (once)",
     "sample runs/book --prompt 漢 --on-unknown map": "it has no unknown symbol to map to",
     "sample runs/book --prompt-file none.txt": "'none.txt' does not exist",
+    "sample runs/book --prompt-file latin.txt": "byte); convert it to utf-8, perhaps from latin-1",
+    "eval runs/book latin.txt": "try --encoding latin-1\n",
+    "inspect runs/book --text latin.txt": "try --encoding latin-1\n",
+    "gradients runs/book --text latin.txt": "try --encoding latin-1\n",
+    "train packed": "(invalid start byte); it is gzip: name it .gz, or pipe it through gunzip",
     "sample runs/book --output nothing/a/b": "--output nothing/a/b: there is no such folder",
     "sample runs/book --temperature -1": "--temperature is -1.0",
     "eval runs/book none.txt": "'none.txt' does not exist",
@@ -522,6 +528,7 @@ def oddities(shop: Path) -> Iterator[Path]:
         "one.txt": b"a",
         "latin.txt": b"caf\xe9s",
         "fake.gz": b"no gzip",
+        "packed": gzip.compress(b"a text"),
         "other.txt": "漢字 and more\n".encode() * 50,
         "chinese.txt": "漢字漢字".encode(),
     }.items():
@@ -540,7 +547,7 @@ def test_refused_in_one_line_with_nothing_written(
     message = REFUSED[line]
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    *notes, error = result.stderr.splitlines()
+    *notes, error = result.stderr.splitlines(keepends=True)
     assert error.startswith("Error: ") and len(notes) == (line in NOTED)
     assert any(part in error for part in message.split("|")), error
     assert files(oddities) == before

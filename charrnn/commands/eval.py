@@ -84,7 +84,9 @@ def evaluate(
     data = lm.config.data
     encoding = encoding or data.encoding
     with monitor.reading() as told:
-        corpus = read_corpus(files, level=data.level, encoding=encoding, on_progress=told)
+        corpus = read_corpus(
+            files, level=data.level, encoding=encoding, on_progress=told, options=["encoding"]
+        )
     if seen:
         check_whole(len(corpus), corpus.name)
         surprise.check_offset(offset, len(corpus))

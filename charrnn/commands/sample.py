@@ -162,7 +162,8 @@ def _write_coloured(file: TextIO, prompt: str, session: Session, count: int) -> 
 def _prompt_text(path: str, config: Config) -> str | bytes:
     from charrnn.data import read_corpus
 
-    return read_corpus([path], level=config.data.level, encoding=config.data.encoding).text
+    data = config.data
+    return read_corpus([path], level=data.level, encoding=data.encoding, options=[]).text
 
 
 @contextlib.contextmanager
