@@ -46,7 +46,7 @@ def plot(names: Sequence[str], path: str, view: View) -> None:
         for _ in run.news():
             pass
         if not (run.training.last or run.validating.last):
-            raise InputError(f"{run.folder} has no losses yet: wait for its first line")
+            raise InputError(f"{run.folder} has no losses yet: {run.fate()}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that no font here has
         plots.save(lambda figure: draw(figure, runs, view), path, "--output")

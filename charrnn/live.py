@@ -152,6 +152,11 @@ def _write_lines(runs: Sequence[Watched], stream: TextIO) -> None:
         for log in logs:
             for line in log.new():
                 stream.write(printable(line) + "\n")  # a name or word may be a stranger's
+        if not going_on:
+            for log in logs:
+                if not (log.run.follower.place or log.run.trouble):
+                    line = f"{log.run.folder} has no metrics: {log.run.fate()}"
+                    stream.write(printable(line) + "\n")
         stream.flush()
         if not going_on:
             return

@@ -275,6 +275,12 @@ class Watched:
             self._advice = taken, advice.advice(self._course, self._config)
         return self._advice[1]
 
+    def fate(self) -> str:
+        """What becomes of a run that has nothing to show, and what to do about it."""
+        if runlog.held(self.folder):
+            return "wait for its first line"
+        return f"it ended before its first line, go on with charrnn train --resume {self.folder}"
+
     @property
     def unread(self) -> bool:
         """Whether much of the file is still to be read."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from charrnn import curves, watched
+from charrnn import curves, runlog, watched
 from charrnn.cli import cli
 from charrnn.commands.plot import AXES
 from charrnn.config import Config
@@ -176,7 +176,12 @@ def test_wrong_input(tmp_path, monkeypatch):
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
     assert "does not exist" in refused(tmp_path / "none", "-o", picture)
-    assert "has no losses yet" in refused(folder, empty, "-o", picture)
+    with runlog.lock(empty):
+        assert "has no losses yet: wait for" in refused(folder, empty, "-o", picture)
+    assert refused(folder, empty, "-o", picture) == (
+        f"{empty} has no losses yet: it ended before its first line, go on with charrnn train "
+        f"--resume {empty}"
+    )
     assert not picture.exists()
 
 

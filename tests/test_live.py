@@ -88,6 +88,16 @@ def test_lines_end_when_nobody_trains(folder):
     assert stream.getvalue().splitlines()[-1].startswith("step 210  training")
 
 
+def test_a_run_that_ended_before_its_first_line(folder):
+    (folder / "metrics.jsonl").unlink()
+    result = CliRunner().invoke(cli, ["monitor", str(folder)])
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"{folder} has no metrics: it ended before its first line, go on with charrnn train "
+        f"--resume {folder}\n",
+    )
+
+
 def test_lines_that_a_resumed_run_repeats_come_once(folder):
     path = folder / "metrics.jsonl"
     log = live._Lines(Watched(folder, "book"), "book: ")
