@@ -147,6 +147,8 @@ def resume(
     InputError : no such run, another text, or an option that may not change
     Ended : nothing is left to do
     """
+    if not run:
+        raise InputError("--resume is empty: name the folder of a run, or latest")
     path = checkpoint.newest_run() if run == "latest" else Path(run)
     folder = path.parent if os.path.isfile(path) else path
     with contextlib.ExitStack() as lock:
@@ -168,7 +170,7 @@ def _resumed(
 ) -> Run:
     """The run in a folder as it is in the checkpoint ``path``, or last if that is the folder."""
     config_file = folder / "config.json"
-    said = facts.check(_said(config_file), RUN_FACTS, str(config_file))
+    said = facts.check(_said(config_file, path), RUN_FACTS, str(config_file))
     _check_writable(folder)
     source = _source(folder, path)
     config, vocabulary = _described(said, source, config_file)
@@ -263,30 +265,51 @@ def _check_writable(folder: Path) -> None:
             raise InputError(f"{path} is a folder, where a checkpoint is to be: remove it")
 
 
-def _said(config_file: Path) -> Any:
-    """What config.json says."""
+def _said(config_file: Path, path: Path) -> Any:
+    """What config.json says of the run that ``path`` named."""
     try:
         return runlog.read_json(config_file)
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(
-            f"{config_file.parent} holds no run: name the folder that charrnn train made"
-        ) from None
+        raise _no_run(path) from None
     except OSError as error:
         raise InputError(f"cannot read {config_file}: {error.strerror or error}") from error
+
+
+def _no_run(path: Path) -> InputError:
+    """The error for a ``path`` that names neither a run nor a checkpoint of one."""
+    if not os.path.exists(path) and os.path.isfile(path.parent / "config.json"):
+        there = ", ".join(other.name for other in _others(path)) or "none yet"
+        return InputError(
+            f"{path} does not exist: name {path.parent}, or a checkpoint in it (there are {there})"
+        )
+    what = "is no file of a run" if os.path.isfile(path) else "holds no run"
+    return InputError(f"{path} {what}: name the folder that charrnn train made")
 
 
 def _source(folder: Path, path: Path) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from: the one that was named, or the last; None if none was made."""
     last = _source_path(folder, path)
+    trouble = f"{folder} has lost its last.safetensors:"
     if last.is_file():
-        return checkpoint.load(last)
-    others = {p.name for p in checkpoint.of_run(folder)} - {checkpoint.START}
+        try:
+            return checkpoint.load(last)
+        except InputError as error:
+            trouble = f"{error};"
+            if isinstance(error.__cause__, OSError) or not _others(last):
+                raise
+    others = _others(last)
     if others:  # beginning anew would overwrite them
+        names = ", ".join(other.name for other in others)
         raise InputError(
-            f"{folder} has lost its last.safetensors: go on from another one with "
-            f"--resume {folder / min(others)} (there are {', '.join(sorted(others))})"
+            f"{trouble} go on from another one with --resume {others[0]} (there are {names})"
         )
     return None
+
+
+def _others(path: Path) -> list[Path]:
+    """The checkpoints of the run of one beside it, without what the run began with."""
+    found = checkpoint.of_run(path.parent)
+    return sorted(other for other in found if other.name not in (path.name, checkpoint.START))
 
 
 def _source_path(folder: Path, path: Path) -> Path:

@@ -104,11 +104,12 @@ def find(names: Sequence[str], root: str | Path = "runs") -> list[Path]:
     if not names:
         return [_newest(Path(root))]
     folders = [Path(name).parent if os.path.isfile(name) else Path(name) for name in names]
-    for folder in folders:
-        if not os.path.isdir(folder):
-            raise InputError(f"{folder} does not exist: name the folder of a run")
+    for name, folder in zip(names, folders, strict=True):
+        if not name or not os.path.isdir(folder):
+            raise InputError(f"{name or repr(name)} does not exist: name the folder of a run")
         if not _readable(folder / "metrics.jsonl") and not (folder / "config.json").exists():
-            raise InputError(f"{folder} holds no run: name the folder that charrnn train made")
+            what = "is no file of a run" if os.path.isfile(name) else "holds no run"
+            raise InputError(f"{name} {what}: name the folder that charrnn train made")
     return list(dict.fromkeys(folders))
 
 

@@ -881,15 +881,24 @@ def test_documents_must_be_the_run_s(tmp_path: Path) -> None:
 
 
 def test_no_run_or_a_damaged_one(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing holds no run"):
-        runs.resume("nothing")
+    (tmp_path / "s.txt").touch()
+    for name, message in {
+        "nothing": "nothing holds no run",
+        "": "--resume is empty: name the folder of a run",
+        str(tmp_path / "s.txt"): r"s\.txt is no file of a run",
+        str(whole / "step-5.safetensors"): r"step-5.safetensors does not exist: name .*run, or a "
+        r"checkpoint in it \(there are best.safetensors, last.safetensors.*\)",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            runs.resume(name)
     with pytest.raises(InputError, match="holds no run"):
         resume(tmp_path)
     for name in ("last.safetensors", "config.json"):
         copy = shutil.copytree(whole, tmp_path / name)
         data = (copy / name).read_bytes()
         (copy / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(InputError, match=name):
+        advice = ".*go on from another one with --resume .*best.safetensors"
+        with pytest.raises(InputError, match=name + advice * name.startswith("last")):
             resume(copy, epochs=3)
     copy = shutil.copytree(whole, tmp_path / "empty object")
     (copy / "config.json").write_text("{}")

@@ -189,9 +189,12 @@ def test_which_run(folder, tmp_path, monkeypatch):
 def test_what_cannot_be_watched_is_one_line(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken" / "metrics.jsonl").mkdir(parents=True)
+    (tmp_path / "s.txt").touch()
     for arguments, message in (
         (["nothing"], "nothing does not exist: name the folder of a run"),
         (["runs"], "runs holds no run: name the folder that charrnn train made"),
+        (["s.txt"], "s.txt is no file of a run: name the folder that charrnn train made"),
+        ([""], "'' does not exist: name the folder of a run"),
         (["broken"], "cannot read the metrics broken.metrics.jsonl: .*; allow reading it"),
     ):
         result = CliRunner().invoke(cli, ["monitor", *arguments])
