@@ -514,6 +514,7 @@ REFUSED = {
     "eval runs/book one.txt": "at least 2 are needed",
     "eval runs/book chinese.txt": "at least 2 are needed",
     "eval runs/book other.txt --on-unknown error": "not in the vocabulary",
+    "eval runs/book other.txt --on-unknown map": "it has no unknown symbol to map to",
     "eval none book.txt": "none does not exist",
     "info none": "none does not exist",
     "info nothing": "nothing holds no checkpoint",

@@ -91,7 +91,8 @@ def evaluate(
         check_whole(len(corpus), corpus.name)
         surprise.check_offset(offset, len(corpus))
     missing = lm.vocabulary.missing(corpus.counts)
-    if missing and on_unknown != "error":
+    refused = on_unknown == "error" or (on_unknown == "map" and lm.vocabulary.unknown is None)
+    if missing and not refused:
         fate = "skipped" if on_unknown == "skip" else "mapped to the unknown symbol"
         note(f"{sum(missing.values()):,} unknown characters {fate}: {describe(missing)}")
     for each in lm.notes:
