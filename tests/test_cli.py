@@ -332,6 +332,10 @@ def test_a_file_that_ends_too_early_is_no_interruption(trainer, monkeypatch):
             "(see: charrnn train --help)",
         ),
         (
+            "train a --val-frac 0.2 --val-file b",
+            "--val-frac and --val-file are both given: use one (see: charrnn train --help)",
+        ),
+        (
             "train a --live --quiet",
             "--live and --quiet are both given: use one (see: charrnn train --help)",
         ),

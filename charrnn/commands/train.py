@@ -126,9 +126,12 @@ def _check_start(files: tuple[str, ...], given: Mapping[str, Any]) -> None:
                 fail(
                     f"{flag(name)} cannot be used with --resume, which goes on with a run as it is"
                 )
-    elif not files:
+        return
+    if not files:
         fail("no text to train on: name one or more files, folders or -, or use --resume RUN")
-    elif "on_unknown" in given and "init_from" not in given:
+    if "val_file" in given and given.get("val_frac", 0):
+        fail("--val-frac and --val-file are both given: use one")
+    if "on_unknown" in given and "init_from" not in given:
         fail("--on-unknown needs --init-from: a new model knows every character of its text")
 
 
