@@ -544,6 +544,10 @@ def _prepare(
             notes.append(f"the text is too short for a {name} part: there is none")
     if config.train.patience and not len(val):
         notes.append("--patience has no effect: there is no validation text")
+    elif config.train.patience and not config.train.eval_every:
+        notes.append(
+            "--patience has no effect: with --eval-every 0 the only validation is the last"
+        )
     documents = [begin for begin in corpus.documents if begin < len(train)]
     steps, message = plan(data, train, documents, config.train.seed)
     notes += [message] if message else []

@@ -1251,6 +1251,13 @@ def test_tiny_texts(size: int, tmp_path: Path) -> None:
     assert len(api.load(folder).sample(length=5, seed=1)[0]) == 5
 
 
+@pytest.mark.parametrize("option", ["val_frac", "eval_every"])
+def test_patience_without_validations_is_noted(option: str, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", patience=2, **{option: 0})
+    assert any("--patience has no effect: " in note for note in run.text.notes)
+    assert not begin(tmp_path / "other", patience=2).text.notes
+
+
 @pytest.mark.parametrize("text, message", [("a", "at least 2 are needed"), ("", "is empty")])
 def test_a_text_without_anything_to_predict(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
