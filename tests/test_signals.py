@@ -61,3 +61,35 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+COMMANDS = [
+    "sample none", "sample -v none", "eval none x", "info none", "inspect none", "gradients none",
+    "train none", "plot none --output=a.png", "monitor none", "runs none",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_ctrl_c_while_a_command_reads_modules_that_forget_it_ends_the_process(line):
+    """NumPy's for random numbers do, in callbacks of their own."""
+    code = """
+import signal, sys
+class Watching:
+    def find_spec(self, name, *rest):
+        if name == "numpy.random":
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+sys.meta_path.insert(0, Watching())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import atexit
+def end():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    print("handled again")
+atexit.register(end)
+from charrnn.__main__ import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("Error: "), done.stderr
+    assert done.stdout == "handled again\n"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from charrnn import signals
+
 if TYPE_CHECKING:
     from charrnn.api import LanguageModel
     from charrnn.trainer import Run
@@ -40,7 +42,8 @@ def print_json(value: Any) -> None:
 
 def _start_clock(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        from charrnn.kernels.jit import watch_compiling
+        with signals.fatal():
+            from charrnn.kernels.jit import watch_compiling
 
         ctx.meta[VERBOSE] = watch_compiling()
 

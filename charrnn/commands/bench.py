@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from charrnn import signals
 from charrnn.commands import echo, note, print_json
 from charrnn.config import Config, DataConfig, TrainConfig
 from charrnn.errors import InputError
@@ -52,8 +53,9 @@ def bench(torch: bool | None, vocab_size: int, as_json: bool, **options: Any) ->
     if torch and not installed:
         raise InputError("--torch: PyTorch is not installed; pip install torch, or leave this out")
 
-    from charrnn import bench
-    from charrnn.peer import Task
+    with signals.fatal():
+        from charrnn import bench
+        from charrnn.peer import Task
 
     threads = config.train.threads
     field = Task(Config.from_options(bench.FIELD | {"threads": threads}), 65)

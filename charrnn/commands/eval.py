@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from charrnn import monitor
+from charrnn import monitor, signals
 from charrnn.commands import echo, note, print_json, tell_details, verbose
 from charrnn.config import flag
 from charrnn.options import as_json, count_option, given_of, on_unknown
@@ -76,9 +76,10 @@ def evaluate(
 
         page.check(html, length or ON_PAGE)
 
-    from charrnn import api, surprise
-    from charrnn.data import check_whole, read_corpus
-    from charrnn.vocab import describe
+    with signals.fatal():
+        from charrnn import api, surprise
+        from charrnn.data import check_whole, read_corpus
+        from charrnn.vocab import describe
 
     lm = api.load(model)
     data = lm.config.data

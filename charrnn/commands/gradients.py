@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from charrnn import signals
 from charrnn.commands import echo, note, print_json
 from charrnn.config import ModelConfig, flag
 from charrnn.options import (
@@ -99,9 +100,10 @@ def gradients(
     # Threads of NumPy's decompositions wait for each other: beside a busy process that takes ten
     # times as long as one thread.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    import numpy as np
+    with signals.fatal():
+        import numpy as np
 
-    from charrnn import heatmap, laboratory, plots, subjects
+        from charrnn import heatmap, laboratory, plots, subjects
 
     if plot is not None:
         plots.check(plot)

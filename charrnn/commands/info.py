@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from charrnn import signals
 from charrnn.chart import printable
 from charrnn.commands import echo, print_json
 from charrnn.options import as_json, word
@@ -24,7 +25,8 @@ def info(model: str | None, as_json: bool) -> None:
     \b
     charrnn info runs/book
     """
-    from charrnn import api
+    with signals.fatal():
+        from charrnn import api
 
     description = api.load(model).describe()
     if as_json:

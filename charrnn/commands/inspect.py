@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from charrnn import signals
 from charrnn.commands import echo, note, print_json
 from charrnn.options import as_json, count_option, given_of, on_unknown
 
@@ -82,9 +83,10 @@ def inspect(
 
         page.check(html, length or ON_PAGE)
 
-    from charrnn import api, atomic, inspection, subjects
-    from charrnn.errors import InputError
-    from charrnn.heatmap import style_of
+    with signals.fatal():
+        from charrnn import api, atomic, inspection, subjects
+        from charrnn.errors import InputError
+        from charrnn.heatmap import style_of
 
     lm = api.load(model, threads=1)  # one stream: others would only wait
     text = lm.validation_text()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 
-from charrnn import atomic, runlog
+from charrnn import atomic, runlog, signals
 from charrnn.commands import note, tell_details, verbose
 from charrnn.config import Config, ModelConfig, SampleConfig, flag
 from charrnn.errors import InputError, SaveError
@@ -77,7 +77,8 @@ def sample(
     output = _checked(output)
     colours = color and output is None and _has_colours()
 
-    from charrnn import api, sampling
+    with signals.fatal():
+        from charrnn import api, sampling
 
     lm = api.load(model, precision=precision)
     if output is not None and os.path.realpath(output) == os.path.realpath(lm.path):

@@ -63,11 +63,12 @@ def train(
     config = Config.from_options(changes)
     _check_start(files, given_of(click.get_current_context().params))
 
-    from charrnn import runs
-    from charrnn import tensorboard as board
-    from charrnn.compiling import helped
-    from charrnn.live import beside
-    from charrnn.trainer import PACE
+    with signals.fatal():
+        from charrnn import runs
+        from charrnn import tensorboard as board
+        from charrnn.compiling import helped
+        from charrnn.live import beside
+        from charrnn.trainer import PACE
 
     if tensorboard:
         board.check()
