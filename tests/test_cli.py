@@ -423,6 +423,9 @@ def test_stop_is_repeatable_and_output_is_a_file(lm, generate, tmp_path):
     result = run("sample", "--stop", "\n\n", "--stop", "é", "--length", 2, "--output", file)
     assert (result.exit_code, result.stdout) == (0, "")
     assert file.read_bytes() == b"aa\n"
+    (tmp_path / "link").symlink_to("out.txt")
+    assert run("sample", "--length", 3, "--output", tmp_path / "link").exit_code == 0
+    assert file.read_bytes() == b"aaa\n" and (tmp_path / "link").is_symlink()
     assert generate[-1][1]["stop"] == ("\n\n", "é")
 
 
@@ -469,9 +472,12 @@ def test_a_sample_that_is_cut_short_leaves_the_output_file_alone(
 
     monkeypatch.setattr(charrnn.sampling, "generate", broken)
     (tmp_path / "out.txt").write_text("precious")
-    result = run("sample", "--output", tmp_path / "out.txt")
+    (tmp_path / "link").symlink_to("out.txt")
+    result = run("sample", "--output", tmp_path / "link")
     assert result.exit_code == (2 if number is None else 128 + number)
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out.txt", "precious")]
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == dict.fromkeys(
+        ("link", "out.txt"), "precious"
+    )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

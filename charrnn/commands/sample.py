@@ -187,7 +187,8 @@ def _output(path: str | None) -> Iterator[TextIO]:
 def _opened(path: str) -> Iterator[BinaryIO]:
     """The place of ``--output``. What ends the process early leaves a file as it was."""
     if not _is_stream(path):
-        with _ended_by_exceptions(), atomic.replacing(os.path.realpath(path)) as data:
+        place = os.path.realpath(path) if os.path.islink(path) else path
+        with _ended_by_exceptions(), atomic.replacing(place) as data:
             yield data
         return
     try:
