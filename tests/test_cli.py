@@ -423,10 +423,10 @@ def test_stop_is_repeatable_and_output_is_a_file(lm, generate, tmp_path):
     result = run("sample", "--stop", "\n\n", "--stop", "é", "--length", 2, "--output", file)
     assert (result.exit_code, result.stdout) == (0, "")
     assert file.read_bytes() == b"aa\n"
+    assert generate[-1][1]["stop"] == ("\n\n", "é")
     (tmp_path / "link").symlink_to("out.txt")
     assert run("sample", "--length", 3, "--output", tmp_path / "link").exit_code == 0
     assert file.read_bytes() == b"aaa\n" and (tmp_path / "link").is_symlink()
-    assert generate[-1][1]["stop"] == ("\n\n", "é")
 
 
 def test_output_that_cannot_be_written(lm, generate, tmp_path):
