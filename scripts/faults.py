@@ -360,14 +360,24 @@ def stop_everywhere(
     for where, folder in copies.items():
         try:
             check_readable(folder)
+            went_back = not source or _last_step(folder) != until
             with contextlib.suppress(Ended):
                 trained(folder, text, options, "", changes, parent)
+            if not went_back:  # then nothing was abandoned
+                for path in whole.glob("abandoned-*"):
+                    shutil.copy(path, folder)
             compare(folder, whole)
         except (Different, CharRNNError) as error:
             raise Different(f"{where}: {error}") from error
         shutil.rmtree(folder)
         say(f"stopped {where}")
     return len(calls.names), len(copies)
+
+
+def _last_step(folder: Path) -> int:
+    """Of a run's last checkpoint."""
+    (progress,) = checkpoint.read_metadata(folder / "last.safetensors", "progress")
+    return int(progress["step"])
 
 
 class Disk:

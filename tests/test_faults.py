@@ -714,18 +714,18 @@ def test_the_look_for_memorised_passages_gives_way(
     """At once: between two pieces of its samples, and between two blocks of a long text."""
     list(begin(tmp_path / "whole", text).events())
     run, calls = begin(tmp_path / "run", text), []
-    generate, hashes = memorised.sampling.generate, memorised._hashes
+    symbols, hashes = memorised.sampling.symbols, memorised._hashes
 
     def counted(last: int) -> None:
         calls.append(last)
         if len(calls) == last:
             run.interrupt()
 
-    def sampled(model: Any, vocabulary: Any, config: Any, **more: Any) -> Iterator[list[str]]:
-        for step in generate(model, vocabulary, config, **more):
+    def sampled(model: Any, vocabulary: Any, config: Any, *more: Any) -> Iterator[Any]:
+        for piece in symbols(model, vocabulary, config, *more):
             if config.num_samples == memorised.PIECES:
                 counted(3)
-            yield step
+            yield piece
 
     def hashed(ids: Any) -> Any:
         counted(memorised.PIECES + 3)  # all of the samples, three blocks of the text
@@ -734,7 +734,7 @@ def test_the_look_for_memorised_passages_gives_way(
     with monkeypatch.context() as patch:
         patch.setattr(memorised, "BLOCK", 100)
         if place == "sampling":
-            patch.setattr(memorised.sampling, "generate", sampled)
+            patch.setattr(memorised.sampling, "symbols", sampled)
         else:
             patch.setattr(memorised, "_hashes", hashed)
         end = list(run.events())[-1]

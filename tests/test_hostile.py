@@ -271,7 +271,7 @@ def test_a_way_back_that_says_nothing(run: Path) -> None:
     """A damaged checkpoint is no way back from a divergence; the others are."""
     shutil.copy(run / "last.safetensors", run / "step-3.safetensors")
     rewrite(run / "step-3.safetensors", lambda loaded: put(loaded.metadata, ("progress",), []))
-    found = saving.way_back(run, Progress(step=9), 9)
+    found = saving.way_back(run, Progress(step=9, best_step=4), 9)
     assert found is not None and found.path.name == "best.safetensors"
 
 
