@@ -194,6 +194,7 @@ def test_overfitting():
     assert not overfits([*FALL, 1.76, 1.8, 1.84, 1.88], train=lambda step: 2 + step / 2000)
     assert not overfits([*FALL, 1.76, 1.8, 1.84, 1.88], per_epoch=500)  # less than an epoch ago
     assert not overfits([*FALL, *[1.9, 2.3, 1.8] * 5])  # noise
+    assert overfits([*FALL, *[1.8, 1.81] * 8]) and not overfits([*FALL, *[1.8, 1.83] * 8])
 
 
 def test_overfitting_asks_for_patience_once():
@@ -248,10 +249,19 @@ def test_clipped():
     assert "in 100% of the steps" in clipping()
     assert "moves only 10% as far; try --grad-clip 0.4 (now 0.02)" in clipping()
     assert clipping(optimizer="momentum")
-    assert not clipping(share=0.5)
+    assert clipping(share=0.6) and not clipping(share=0.5)
     assert not clipping(optimizer="adamw")  # whose updates do not know the gradient's size
     assert not clipping(outburst=10.0)  # that is what clipping is for
+    assert clipping(outburst=2.5) and not clipping(outburst=3.5)
     assert not clipping(clip=0.0)
+    assert not clipping(norm=0.01)  # below the limit
+    events = [
+        {"event": "train", "step": 10 * i, "nats_per_char": 2.0, "clipped": float(i <= 24),
+         "grad_norm": 0.2, "learning_rate": 1.0}
+        for i in range(1, 41)
+    ]  # fmt: skip
+    config = Config.from_options(dict(optimizer="sgd", grad_clip=0.02))
+    assert not clipped(course_of(events), config)  # not any more
 
 
 def gradients(changes, share, step=50, window=64, count=20):
@@ -276,13 +286,20 @@ def logarithmic(slope):
 
 
 def test_too_low():
-    def said(change, slope, **options):
-        events = [*curve(logarithmic(slope)), *gradients(change, 0.1)]
+    def said(change, slope, lines=None, **options):
+        events = [*curve(logarithmic(slope)), *(lines or gradients(change, 0.1))]
         return too_low(course_of(events), Config.from_options(dict(learning_rate=0.01) | options))
 
     assert "by 0.2%, while from step 500 to 1,000 validation fell by 0.30" in said(0.002, 0.3)
     assert not said(0.02, 0.3)  # the weights do move
     assert not said(0.002, 0.1)  # the end of a long run
+    assert said(0.002, 0.18) and not said(0.002, 0.12)
+    assert said(0.007, 0.3) and not said(0.009, 0.3)
+    assert not said(0.002, 0.3, gradients(0.002, 0.1, step=300, count=3))  # too few to tell
+    norms = {"layers.0.Wh": 1.0, "layers.1.Wh": 1.0}
+    updates = {"layers.0.Wh": 0.002, "layers.1.Wh": 0.02}  # the second layer does move
+    two = [e | {"update_norms": updates, "weight_norms": norms} for e in gradients(0.002, 0.1)]
+    assert not said(0.002, 0.3, two)
     assert not said(0.002, 0.3, learning_rate=0.03)  # the rate is no longer high
     fast = curve(logarithmic(0.3), rate=lambda step: 0.01 if step <= 450 else 1e-6)
     slowed = [e for e in gradients(0.02, 0.1) if e["step"] <= 450]
@@ -301,6 +318,10 @@ def test_vanishing():
     assert "32 characters back" in said(1e-3, window=256)
     assert not said(1e-5, window=32)  # so short a window has no far away
     assert not said(1e-5, step=10)  # the first steps
+    assert not said(1e-5, step=30) and said(1e-5, step=34)
+    assert said(1.9e-4) and not said(2.1e-4)
+    reach = {"window": 512, "lags": [16, 32, 64], "shares": [0.3, 0.2, 0.1]}
+    assert advice._left(reach) == (32, 0.2)
 
 
 def test_falling():
@@ -320,6 +341,9 @@ def test_falling():
     assert not said(logarithmic(0.2), **early)  # hardly any steps after the warm-up
     ahead = [4 - 0.4 * math.log2(max(step / 50, 1)) for step in range(1001)]
     assert not said(logarithmic(0.2), lambda step: ahead[step])  # training falls twice as fast
+    for times, expected in ((1.4, True), (1.6, False)):
+        faster = [4 - 0.2 * times * math.log2(max(step / 50, 1)) for step in range(1001)]
+        assert bool(said(logarithmic(0.2), faster.__getitem__)) == expected
     assert not said(logarithmic(0.2), peak=0.03)  # all at a low rate: a fine-tuning's end
 
 

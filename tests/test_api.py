@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,6 +240,28 @@ def test_baselines_need_the_training_text(lm: LanguageModel, run: Path, tmp_path
     moved = charrnn.load(copy)
     moved.metadata["corpus"]["sources"] = [str(tmp_path / "gone.txt")]
     assert not names & set(moved.evaluate(UNSEEN[:3000], baselines=True))
+
+
+def test_training_text_is_that_of_the_run(tmp_path: Path) -> None:
+    """A text that has changed is not, though it is as long as before."""
+    text, val = tmp_path / "text.txt", tmp_path / "val.txt"
+    text.write_text(BOOK[:3000], encoding="utf-8")
+    val.write_text(BOOK[3000:4000], encoding="utf-8")
+    lm = charrnn.train(text, out_dir=tmp_path / "valued", val_file=str(val), **SMALL)
+    assert lm.training_text() == BOOK[:3000]
+    lm = charrnn.train(text, out_dir=tmp_path / "run", **SMALL)
+    assert lm.training_text() == BOOK[:2700]
+    text.write_text(BOOK[:2999] + "~", encoding="utf-8")
+    assert lm.training_text() is None and lm.validation_text() is None
+
+
+def test_the_text_of_a_pipe_is_kept_in_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = BOOK[:3000] + "äöü"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("latin-1"))))
+    lm = charrnn.train("-", out_dir=tmp_path / "run", encoding="latin-1", val_frac=0, **SMALL)
+    assert lm.training_text() == text
 
 
 @pytest.fixture(scope="module")

@@ -375,6 +375,18 @@ def test_wrong_checksum(path):
 
 
 @pytest.mark.parametrize(
+    "old, new",
+    [(b'"shape":[2,3]', b'"shape":[3,2]'), (b'"dtype":"F32"', b'"dtype":"I32"')],
+)
+def test_the_checksum_is_of_shapes_and_types(path, old, new):
+    small(path)
+    whole = path.read_bytes()
+    assert whole.count(old) == 1
+    path.write_bytes(whole.replace(old, new))
+    refused(path, "its checksum is wrong")
+
+
+@pytest.mark.parametrize(
     "header", [{}, {"format": "pt"}, {"format_version": "1"}, {"checksum": "0"}, None]
 )
 def test_foreign_safetensors(path, header):
@@ -474,6 +486,16 @@ def test_newest_run(tmp_path):
     make_run(tmp_path / "c", 3000, names=["best"])
     assert checkpoint.newest_run(tmp_path) == newest
     assert checkpoint.run_checkpoint(None, tmp_path) == newest / "best.safetensors"
+
+
+@pytest.mark.parametrize("finished, newest", [(None, "old"), ("finished", "new")])
+def test_a_run_that_was_to_make_no_step_counts(tmp_path, finished, newest):
+    """One that has not come to its first does not."""
+    make_run(tmp_path / "old", 1000)
+    file = make_run(tmp_path / "new", 2000) / "last.safetensors"
+    checkpoint.save(file, {}, {"progress": {"step": 0, "finished": finished}})
+    os.utime(file, (2000, 2000))
+    assert checkpoint.newest_run(tmp_path) == tmp_path / newest
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,24 @@ def test_the_first_signal_stops_the_run_and_restores_the_default_action(trainer,
     assert result.stderr == f"go on with: charrnn train --resume {Path('runs/book')}\n"
 
 
+def test_the_first_of_two_signals_is_the_status(trainer, monkeypatch):
+    def during():
+        monkeypatch.setattr(
+            "charrnn.commands.train.time.sleep", lambda seconds: signal.raise_signal(signal.SIGTERM)
+        )
+        signal.raise_signal(signal.SIGINT)
+
+    trainer.run = FakeRun(end_event(), during=during)
+    assert run("train", "a.txt", "--quiet").exit_code == 130
+
+
+def test_a_run_that_finished_all_the_same_has_nothing_to_go_on_with(trainer):
+    trainer.run = FakeRun(end_event(), during=lambda: signal.raise_signal(signal.SIGINT))
+    trainer.run.interrupt = lambda: None
+    result = run("train", "a.txt", "--quiet")
+    assert (result.exit_code, result.stderr) == (130, "")
+
+
 def test_divergence_is_status_3_with_its_message(trainer):
     trainer.run = FakeRun(end_event("diverged", "the loss is nan: lower --learning-rate"))
     result = run("train", "a.txt", "--quiet")
@@ -416,6 +434,7 @@ def test_samples_are_separated_by_a_line(lm, generate):
 def test_a_drawn_seed_is_shown_and_gives_the_same_again(lm, generate):
     shown = re.search(r"seed (\d+)\n", run("sample", "--length", 1).stderr)
     assert int(shown[1]) == generate[-1][1]["seed"]
+    assert len({run("sample").stderr for _ in range(3)}) == 3
 
 
 def test_stop_is_repeatable_and_output_is_a_file(lm, generate, tmp_path):

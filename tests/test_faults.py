@@ -44,6 +44,7 @@ from charrnn.errors import InputError, SaveError  # noqa: E402
 from charrnn.kernels import jit  # noqa: E402
 from charrnn.learner import Learner  # noqa: E402
 from charrnn.model import Model  # noqa: E402
+from charrnn.progress import Progress  # noqa: E402
 from charrnn.trainer import Event, Run  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and file systems of POSIX")
@@ -614,6 +615,18 @@ def test_the_best_model_stays_the_best(
     assert ways(folder) == [(14, 12), (14, 10)]
     assert [seen.count(("step", n)) for n in (10, 11, 12, 13, 14)] == [1, 2, 2, 3, 1]
     assert [e["step"] for e in metrics(folder) if e["event"] == "validation"] == [3, 6, 9, 12, 14]
+
+
+def test_what_a_run_that_went_back_knows() -> None:
+    before = Progress(step=14, best_step=12, best_val_nats_per_char=1.0)
+    now = Progress(
+        step=10, best_step=3, best_val_nats_per_char=2.0, validations_since_best=2,
+        finished="finished",
+    )  # fmt: skip
+    now.went_back(before, 14, "loss")
+    best = now.best_step, now.best_val_nats_per_char, now.validations_since_best
+    assert best == (12, 1.0, 0)
+    assert now.finished is None and now.rollbacks == [(14, 10, "loss")]
 
 
 def test_what_was_cut_off_is_no_way_back(

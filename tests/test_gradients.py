@@ -300,9 +300,15 @@ def test_no_product_exceeds_its_bounds(cell: str, activation: str) -> None:
         assert found.sigma_bounds is None
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("cell", ["rnn", "fastrnn"])
-def test_the_bound_of_the_largest_singular_value(cell: str) -> None:
-    probe = small(cell)
+def test_the_bound_of_the_largest_singular_value(cell: str, sign: int) -> None:
+    model = make(cell)
+    for name, view in model.params.views.items():
+        if name in ("layers.0.alpha", "layers.0.beta"):
+            view[:] = sign * np.abs(view)
+    model.changed()
+    probe = probe_of(model)
     found = gradients.why(probe, positions=1, steps=3)
     p, (last,) = probe.layers[0].p, found.last
     alpha, beta = p.get("alpha", 1.0), p.get("beta", 0.0)
@@ -329,6 +335,34 @@ def test_what_gates_do() -> None:
     y = naive.sigmoid(np.array(1.0))
     assert f.slope == pytest.approx(y * (1 - y))
     assert found.memory_chars == pytest.approx(np.full(H, -1 / np.log(y)))
+
+
+@pytest.mark.parametrize(
+    "bias, shut", [((-2.5, 1.0, 1.6, 2.5), True), ((-2.0, 1.0, 1.4, 2.0), False)]
+)
+def test_where_gates_are_saturated(bias: tuple[float, ...], shut: bool) -> None:
+    model = make("lstm")
+    views = model.params.views
+    views["layers.0.Wx"][:] = views["layers.0.Wh"][:] = 0
+    views["layers.0.b"][:] = np.repeat(bias, H)
+    model.changed()
+    found = [(gate.low, gate.high) for gate in gradients.why(probe_of(model)).gates]
+    assert found == ([(1, 0), (0, 0), (0, 1), (0, 1)] if shut else [(0, 0)] * 4)
+
+
+def test_memory_is_the_mean_of_the_logarithms() -> None:
+    probe = small("lstm")
+    f = probe.layers[0].values["gates"][:, 0, H : 2 * H]
+    assert np.ptp(f, axis=0).max() > 0.1
+    assert gradients.why(probe).memory_chars == pytest.approx(-1 / np.log(f).mean(axis=0))
+
+
+def test_memory_that_grows_is_kept_for_ever() -> None:
+    model = make("fastrnn")
+    model.params.views["layers.0.beta"][:] = -1.25
+    model.changed()
+    memory = gradients.why(probe_of(model)).memory_chars
+    assert memory is not None and np.isinf(memory).all()
 
 
 def test_relu_s_dead_half_and_a_linear_network() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,17 @@ from charrnn.characters import characters
 from charrnn.cli import cli
 from charrnn.features import FEATURES
 from charrnn.heatmap import Style
-from charrnn.inspection import Column, Units, area, correlations, search, value_names
+from charrnn.inspection import (
+    Column,
+    Finding,
+    Request,
+    Score,
+    Units,
+    area,
+    correlations,
+    search,
+    value_names,
+)
 from charrnn.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,6 +239,50 @@ def test_what_is_too_rare_has_no_score() -> None:
     assert by_name["inside a word"].score is not None
 
 
+def test_both_halves_of_the_text_must_have_enough() -> None:
+    model, _, _ = quote_counter()
+    plain, brackets = "plain words " * 100, "(x) plain words " * 100
+    for text in (brackets + plain * 2, plain * 2 + brackets):
+        ids = np.zeros(len(text), int)
+        found = search(Units(model, ("h",), (1,)), model, ids, characters(text))
+        assert {each.feature: each for each in found}["inside brackets"].score is None
+
+
+def test_what_is_enough() -> None:
+    """Five beginnings of a yes and of a no, or three numbers."""
+    yes_or_no = next(feature for feature in FEATURES if feature.yes_or_no)
+    assert inspection._begins(np.array([1.0, 0.0] * 5)) == 5
+    assert not inspection._enough(yes_or_no, np.array([1.0, 0.0] * 5)[:-1])
+    assert inspection._enough(yes_or_no, np.array([1.0, 0.0] * 5 + [1.0]))
+    numbers = next(feature for feature in FEATURES if not feature.yes_or_no)
+    assert not inspection._enough(numbers, np.array([0.0, 1.0] * 50))
+    assert inspection._enough(numbers, np.arange(9.0) % 3)
+
+
+def test_a_sign_that_changes_is_nothing_found() -> None:
+    def score(first_r: float, r: float) -> Score:
+        return Score(Column(1, "h", 0), first_r, r, None)
+
+    signs = [(0.5, 0.4), (-0.5, -0.4), (0.5, -0.4), (-0.5, 0.4)]
+    assert [score(*each).held for each in signs] == [0.4, 0.4, -0.4, -0.4]
+    untrained = (score(0.5, 0.2), score(0.5, -0.2), None)
+    gains = [Finding("x", None, score(0.5, 0.6), each).gain for each in untrained]
+    assert gains == [pytest.approx(0.4), 0.6, -math.inf]
+
+
+def test_untrained_is_the_network_that_training_began_with(shop: Path) -> None:
+    lm = api.load(shop / "lstm", threads=1)
+    text = lm.validation_text()
+    assert text is not None
+    found = inspection.inspect(lm, text, Request(), "skip").findings
+    lm.model.initialize(lm.config.train.seed)
+    units = Units(lm.model, lm.model.cell.states, (1, 2))
+    start = search(units, lm.model, lm.vocabulary.encode(text), characters(text))
+    scores = {each.feature: each.score for each in start}
+    assert {each.feature: each.untrained for each in found} == scores
+    assert any(score is not None and score.column.value == "c" for score in scores.values())
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -268,6 +323,12 @@ def test_json_is_what_the_table_shows(shop: Path) -> None:
     ids = lm.vocabulary.encode(BOOK[9600:][:1250])
     values = np.concatenate(list(Units(lm.model, (unit["value"],), (unit["layer"],)).read(ids)))
     assert unit["values"] == pytest.approx(values[1200:, unit["unit"]], abs=1e-3)
+
+
+def test_a_long_text_is_searched_in_part(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "SEARCHED", 1500)
+    found = json.loads(shown(shop / "lstm", "--json"))
+    assert (found["searched_chars"], found["offset"]) == (1500, 750)
 
 
 def test_named_units_over_a_prompt(shop: Path) -> None:
@@ -343,7 +404,7 @@ def test_a_text_that_is_gone_is_asked_for(shop: Path, tmp_path: Path) -> None:
     assert charrnn.load(tmp_path / "valued").validation_text() == BOOK[:12000]
     charrnn.train(text, out_dir=tmp_path / "none", val_frac=0, **small)
     assert charrnn.load(tmp_path / "none").validation_text() is None
-    text.write_text("other", encoding="utf-8")
+    text.write_text(BOOK[:2999] + "~", encoding="utf-8")
     assert charrnn.load(tmp_path / "run").validation_text() is None
     message = error_of(tmp_path / "run")
     assert re.search("validated on is gone or has changed, .*: name one with --text", message)

@@ -269,6 +269,9 @@ def test_wrong_input(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"{lstm}{hint}",
         (lstm, gru, "--show=why"): "--show why is of one model: name one, or use --show compare"
         + hint,
+        (lstm, "--untrained", "--show=why"): "--show why is of one model: name one, or use "
+        f"--show compare{hint}",
+        (lstm, "--seed=2"): f"--seed makes a fresh model and cannot be used with {lstm}{hint}",
         (): "a fresh model has no text of its own: name one with --text or --prompt, or name a RUN",
         (lstm, "--loss=3"): f"--loss goes with --show components{hint}",
         (lstm, "--show=reach", "--parameter=Wx"): f"--parameter goes with --show components{hint}",

@@ -131,6 +131,22 @@ def test_without_validation_the_end_is_looked_up_in_what_is_before():
     assert memorised_shares(Copier(27), vocabulary, train[:30], none, 1) is None
 
 
+def test_the_last_tenth_is_what_is_held_out():
+    vocabulary = Vocabulary.build(LETTERS)
+    none = vocabulary.encode("")
+    new = vocabulary.encode(random_text(1, 100, LETTERS))
+    train = np.concatenate([vocabulary.encode(random_text(0, 800, LETTERS)), new, new])
+    assert memorised_shares(Copier(27), vocabulary, train, none, 1)["held_out"] == 1
+
+
+def test_held_out_pieces_are_spread_over_the_text():
+    vocabulary = Vocabulary.build(LETTERS)
+    train = vocabulary.encode(random_text(0, 1000, LETTERS))
+    other = vocabulary.encode(random_text(1, 500, LETTERS))
+    val = np.concatenate([train[:500], other])
+    assert 0.3 < memorised_shares(Copier(27), vocabulary, train, val, 1)["held_out"] < 0.7
+
+
 def test_the_same_seed_is_the_same_share():
     text = random_text(0, 4000, "ab")
     vocabulary = Vocabulary.build(text)

@@ -437,6 +437,20 @@ def test_first_loss_is_near_that_of_a_uniform_guess(cell: str, init: str) -> Non
     assert abs(loss - math.log(65)) < 0.25
 
 
+def test_targets_that_are_none_have_no_loss() -> None:
+    model = networks.make("lstm")
+    data = networks.window(model)
+    run = model.train_pass(*data.ids.shape)
+    networks.fill_and_run(run, data)  # now every target has left a loss
+    want, targets = run.losses.copy(), data.targets.copy()
+    targets[1:, 0] = targets[3, 2] = -1
+    none = targets < 0
+    run.load(data.ids, targets, count=int((~none).sum()))
+    loss = run.run_gradients()
+    assert not run.losses[none].any() and same_bits(run.losses[~none], want[~none])
+    assert loss == pytest.approx(want[~none].mean(), rel=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ("float32", "float64"))
 def test_confident_logits_do_not_overflow(dtype: str) -> None:
     model = networks.make("rnn", dtype=dtype)

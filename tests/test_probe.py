@@ -102,9 +102,10 @@ def test_clipping_is_summed_up_between_lines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cell", "activation"), KINDS)
 @pytest.mark.parametrize("layers", [1, 2])
-def test_reach_is_that_of_the_components(cell: str, activation: str, layers: int) -> None:
+@pytest.mark.parametrize("B", [3, 4])
+def test_reach_is_that_of_the_components(cell: str, activation: str, layers: int, B: int) -> None:
     """The first layer's biases stand where its gates do, so their components have its norms."""
-    T, B = 9, 3
+    T = 9
     model = networks.make(cell, activation, num_layers=layers)
     data = networks.window(model, T, B)
     run = model.train_pass(T, B)

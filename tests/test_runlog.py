@@ -358,6 +358,12 @@ def test_one_process_trains_a_run(tmp_path):
     assert free.stdout.strip() == "taken"
 
 
+def test_a_lock_names_its_newest_owner_alone(tmp_path):
+    for _ in range(2):
+        with runlog.lock(tmp_path):
+            assert (tmp_path / "lock").read_text() == f"process {os.getpid()}\n"
+
+
 LOCKER = """
 import sys
 from pathlib import Path

@@ -14,7 +14,7 @@ from charrnn.errors import InputError
 from charrnn.kernels import draw
 from charrnn.model import Model
 from charrnn.passes import Pass
-from charrnn.sampling import generate, sample, unknown_note
+from charrnn.sampling import generate, random_numbers, sample, unknown_note
 from charrnn.stepper import MOST, PENALTY_REACH, Stepper, rule_of
 from charrnn.vocab import Vocabulary
 
@@ -219,6 +219,11 @@ def test_largest_seed_is_as_good_as_any():
     config = SampleConfig(length=20, num_samples=2)
     texts = [sample(Hash(LETTERS.size), LETTERS, config, seed=2**64 - k) for k in (1, 2)]
     assert len({*texts[0], *texts[1]}) == 4
+
+
+def test_samples_and_seeds_share_no_numbers():
+    firsts = {random_numbers(*each).random() for each in ((0, 0), (0, 1), (2**32, 0))}
+    assert len(firsts) == 3
 
 
 def test_symbols_of_probability_0_are_never_drawn():

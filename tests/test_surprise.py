@@ -223,6 +223,12 @@ def test_a_page_has_every_character_and_escapes_it(shop: Path, tmp_path: Path, n
     assert file.read_bytes() == first
 
 
+def test_a_page_has_more_than_a_terminal(shop: Path, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    result = run(shop / "char", shop / "book.txt", "--html", file)
+    assert result.stderr.splitlines()[-1] == f"page in {file}, all 6,000 characters"
+
+
 def test_json_has_every_bit(shop: Path) -> None:
     arguments = [shop / "char", shop / "book.txt", "--json", "--exact"]
     result = run(*arguments, "--heatmap", "--length=100000", "--places=2")

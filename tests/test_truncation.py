@@ -216,6 +216,21 @@ def test_sliding_as_far_as_its_window_is_truncated(
     assert all(same_bits(got[1][name], want[1][name]) for name in want[1])
 
 
+@each_kind
+def test_sliding_drops_on_the_way_back_what_it_dropped_on_the_way_there(
+    cell: str, activation: str
+) -> None:
+    model = networks.make(cell, activation, num_layers=2, dropout=0.4)
+    model.params.flat *= 0.4  # relu and identity would overflow
+    data = networks.window(model, T=9)
+    whole = model.train_pass(9, networks.B, 0.4)
+    sliding = Sliding(model, 9, networks.B, 0.4, 2, 11)
+    want = networks.fill_and_run(whole, data), networks.weight_gradients(whole)
+    got = networks.fill_and_run(sliding, data), networks.weight_gradients(whole)
+    assert got[0] == want[0]
+    assert_close(got[1], want[1], 1e-11)
+
+
 @pytest.mark.parametrize("bptt", ["full", "sliding", "randomized"])
 def test_threads_do_not_show(bptt: str) -> None:
     results = []
@@ -472,6 +487,12 @@ def test_random_windows_follow_from_seed_and_epoch() -> None:
     assert lengths.mean() == pytest.approx(8 - 1 + 10, rel=0.1) and one.seq_length == 17
 
 
+def test_random_windows_weigh_their_length() -> None:
+    one = Randomized(Streams(np.arange(10_001), 2), 8, 0.1, 1)
+    lengths = np.diff(one.bounds(0))
+    assert [one.piece(step).weight for step in range(5)] == [n / 17 for n in lengths[:5]]
+
+
 def test_random_windows_at_the_limits() -> None:
     text = Streams(np.arange(101), 1)
     assert Randomized(text, 1, 0.0, 1).bounds(0).tolist() == [0, 100]
@@ -503,6 +524,7 @@ def test_a_file_is_a_document() -> None:
     steps, note = plan(DataConfig(bptt="full", batch_size=2), ids, documents)
     assert isinstance(steps, Documents) and note is None
     assert (steps.steps(1), steps.longest, steps.batch_size) == (2, 7, 2)
+    assert steps.seq_length == 5
     one, two = read(steps)
     assert one.ids.T.tolist() == [[0, 1, 2, 0, 0, 0], [5, 6, 7, 8, 9, 10]]
     assert one.targets.T.tolist() == [[1, 2, 3, -1, -1, -1], [6, 7, 8, 9, 10, 11]]

@@ -180,6 +180,13 @@ def test_extended_keeps_the_old_ids():
     assert new.extended("zebra") == new
 
 
+def test_size_in_utf8_of_several_chunks(monkeypatch):
+    monkeypatch.setattr(vocab, "CHUNK", 3)
+    text = "aé€😀" * 5
+    vocabulary = Vocabulary.build(text)
+    assert vocabulary.utf8_size(vocabulary.encode(text)) == len(text.encode())
+
+
 def test_lone_surrogates_are_symbols_like_others():
     text = "a\udc80\ud83d\udc80"
     vocabulary = Vocabulary.build(text)
