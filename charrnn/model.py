@@ -255,17 +255,18 @@ class Model:
     def _load(
         self, kind: str, ids: np.ndarray, state: State | None, targets: np.ndarray | None = None
     ) -> Pass:
-        ids = self._checked(ids)
+        ids = self.checked(ids)
         run = self._pass(kind, *ids.shape)
         if targets is not None:
-            targets = self._checked(targets)
+            targets = self.checked(targets)
             if targets.shape != ids.shape:
                 raise InputError(f"targets of shape {targets.shape} for ids of shape {ids.shape}")
         run.load(ids, targets)
         run.set_state(state)
         return run
 
-    def _checked(self, ids: np.ndarray) -> np.ndarray:
+    def checked(self, ids: np.ndarray) -> np.ndarray:
+        """Characters (T, B), if they are such of this model."""
         ids = np.asarray(ids)
         if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise InputError(

@@ -38,7 +38,7 @@ from charrnn.kernels.seat import ALONE
 from charrnn.kernels.softmax import back_project, column_sums, cross_entropy, loss_sum, project
 from charrnn.kernels.tile import by_matrix, most_rows, operands_of, tile_for, tile_of
 from charrnn.kernels.update import add
-from charrnn.operands import SHARED, of_batch, of_sums
+from charrnn.operands import SHARED, SUMMED, of_batch, of_sums
 from charrnn.params import Params
 from charrnn.stack import Window
 from charrnn.sums import Portion, are_halved, portions
@@ -100,10 +100,11 @@ def by_units(model: Model, B: int, threads: int) -> bool | None:
     return size >= UNITS or rows * threads > B
 
 
-def _same(call: Call, D: np.ndarray, *bounds: int) -> bool:
-    """Whether a `weight_product` has the same D, and the same bounds of its rows and columns."""
-    _, _, other, r0, r1, _, _, c0, c1, shift, *_ = call[1]
-    return other.ctypes.data == D.ctypes.data and (r0, r1, c0, c1, shift) == bounds
+def _same(call: Call, D: np.ndarray, scratch: np.ndarray, *bounds: int) -> bool:
+    """Whether a `weight_product` has the same D and scratch, and the same rows and columns."""
+    _, _, other, r0, r1, _, _, c0, c1, shift, room, *_ = call[1]
+    same = all(x.ctypes.data == y.ctypes.data for x, y in ((other, D), (room, scratch)))
+    return same and (r0, r1, c0, c1, shift) == bounds
 
 
 class Block:
@@ -129,6 +130,7 @@ class Inputs(ABC):
     first : the step from which on there are losses
     way : the team's, when this was made
     parts : how many threads share it: the team's, or one if it is small
+    summed : rows that gradients are summed over, as far as it matters
     ways : (T, B), see `charrnn.cells.base`
     """
 
@@ -145,7 +147,8 @@ class Inputs(ABC):
         self.count = (T - first) * B
         self.scale = np.full(1, 1 / self.count, dtype)
         self.total = np.zeros(1)
-        self.shorter: dict[tuple[int, int, Way], Self] = {}
+        self.summed = min(T * B, SUMMED)
+        self.shorter: dict[tuple[int, int, int, Way], Self] = {}
 
     def load(
         self, ids: np.ndarray, targets: np.ndarray | None = None, weight: float = 1.0,
@@ -189,18 +192,20 @@ class Inputs(ABC):
             for s, array in mine.items():
                 array[:] = other[s]
 
-    def of_length(self, T: int, new: int | None = None) -> Self:
+    def of_length(self, T: int, new: int | None = None, rows: int | None = None) -> Self:
         """This pass, or a shorter one on the same arrays; its ``new`` last steps have losses.
 
-        It is for as many threads as the team has now, and for its way of sharing work.
+        It is for as many threads as the team has now, and for its way of sharing work. ``rows``:
+        those of the window that it is a segment of.
         """
-        key = T, 0 if new is None else T - new, self.model.team.way
-        if (len(self.ids), self.first, self.way) == key:
+        summed = min(rows or T * self.ids.shape[1], SUMMED)
+        key = T, 0 if new is None else T - new, summed, self.model.team.way
+        if (len(self.ids), self.first, self.summed, self.way) == key:
             return self
         if key not in self.shorter:
             while len(self.shorter) >= KEPT and sum(T for T, *_ in self.shorter) > KEPT_STEPS:
                 del self.shorter[next(iter(self.shorter))]  # the oldest
-            self.shorter[key] = self._shortened(*key[:2])
+            self.shorter[key] = self._shortened(*key[:3])
         return self.shorter[key]
 
     @abstractmethod
@@ -224,7 +229,7 @@ class Inputs(ABC):
         """Forward and backward: fills the model's ``grads``; returns mean nats per character."""
 
     @abstractmethod
-    def _shortened(self, T: int, first: int) -> Self:
+    def _shortened(self, T: int, first: int, summed: int) -> Self:
         """A shorter pass, or one for another number of threads, on the same arrays."""
 
 
@@ -238,13 +243,15 @@ class Pass(Inputs):
     like : lends its arrays to a shorter pass
     rounds : how many are run before the threads may go to sleep
     first : the step from which on there are losses
+    summed : see `Inputs`; of a segment more than its own rows
     """
 
     def __init__(
         self, model: Model, T: int, B: int, kind: str, dropout: float = 0.0,
-        like: Pass | None = None, rounds: int = 1, first: int = 0,
+        like: Pass | None = None, rounds: int = 1, first: int = 0, summed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(model, T, B, dropout, first)
+        self.summed = max(self.summed, summed)
         self.team, self.kind = model.team, kind
         self.training = kind in ("train", "gradient", "segment")
         self.chained = kind == "segment"
@@ -371,7 +378,7 @@ class Pass(Inputs):
         packed by all threads.
         """
         gradient, inputs, dgates, first, last, shift = product
-        operands = of_sums(self.model.operands, self.ids.size, len(gradient))
+        operands = of_sums(self.model.operands, self.summed, len(gradient))
         m0, m1, c0, c1 = 0, len(gradient), first, last
         part, parts = portion.part, portion.parts
         count = panels(last - first, gradient.dtype)
@@ -389,7 +396,7 @@ class Pass(Inputs):
         for i in range(count):
             i0, i1 = share(m1 - m0, i, count, most_rows(operands))
             kept = keeps(operands, r1 - r0, c1 - c0) and any(
-                _same(call, dgates, r0, r1, *columns) for call in calls[-1:]
+                _same(call, dgates, scratch, r0, r1, *columns) for call in calls[-1:]
             )
             more = m0 + i0, m0 + i1, *columns, scratch, kept, portion.again, code
             calls.append((weight_product, (gradient, inputs, dgates, r0, r1, *more)))
@@ -397,9 +404,11 @@ class Pass(Inputs):
 
     # -- running --------------------------------------------------------------------------------
 
-    def _shortened(self, T: int, first: int) -> Self:
-        B = self.ids.shape[1]
-        return type(self)(self.model, T, B, self.kind, self.dropout, like=self, first=first)
+    def _shortened(self, T: int, first: int, summed: int) -> Self:
+        shape = T, self.ids.shape[1]
+        return type(self)(
+            self.model, *shape, self.kind, self.dropout, like=self, first=first, summed=summed
+        )
 
     def phases(self) -> list[Phase]:
         first, *others = self.weights

@@ -82,7 +82,7 @@ class Recomputed(Inputs):
         shape = (-(-T // S) + 1, self.ids.shape[1], self.model.config.hidden_size)
         return {s: np.zeros(shape, self.model.config.dtype) for s in self.model.cell.states}
 
-    def _shortened(self, T: int, first: int) -> Recomputed:
+    def _shortened(self, T: int, first: int, summed: int) -> Recomputed:
         return Recomputed(self.model, T, self.ids.shape[1], self.dropout, like=self)
 
     def phases(self) -> list[Phase]:
@@ -98,13 +98,13 @@ class Recomputed(Inputs):
 
     def make_ready(self) -> None:
         for t0, t1 in self.bounds:
-            self.segment.of_length(t1 - t0).make_ready()
+            self.segment.of_length(t1 - t0, rows=self.ids.size).make_ready()
 
     def _load(self, i: int) -> Pass:
         """The pass of segment ``i``, with all that goes into it."""
         t0, t1 = self.bounds[i]
         B = self.ids.shape[1]
-        run = self.segment.of_length(t1 - t0)
+        run = self.segment.of_length(t1 - t0, rows=self.ids.size)
         run.load(self.ids[t0:t1], self.targets[t0:t1])
         run.scale[:] = self.scale
         run.window.ways[:] = self.ways[t0:t1]

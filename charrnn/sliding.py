@@ -44,7 +44,7 @@ class Sliding(Pass):
         self.batch: Window | None = like.batch if like else None
         super().__init__(model, T, B, "train", dropout, like, first=first)
 
-    def _shortened(self, T: int, first: int) -> Sliding:
+    def _shortened(self, T: int, first: int, summed: int) -> Sliding:
         B = self.ids.shape[1]
         return Sliding(self.model, T, B, self.dropout, self.k1, self.k2, like=self, first=first)
 

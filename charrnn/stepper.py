@@ -117,6 +117,7 @@ class Stepper:
         ids (N, B), or (N, 1) if it is the same for all samples, N at least 1. ``remember``: the
         repetition penalty counts them.
         """
+        ids = self.model.checked(ids)
         recent, state = ids[-PENALTY_REACH:], None
         if self._begun:
             state = self.run.state(0)

@@ -128,6 +128,7 @@ class Team:
         self.arrivals = aligned_zeros((8,), np.int64)  # each counter has a cache line of its own
         self._seats: dict[int, np.ndarray] = {}
         self._helpers: list[_Helper] = []
+        self._process = os.getpid()
         self.contrary: set[int] = set()
         self.resize(size)
 
@@ -162,7 +163,9 @@ class Team:
         return Program(self, phases)
 
     def helpers(self, count: int) -> list[_Helper]:
-        """Of the other threads so many."""
+        """Of the other threads so many; after a fork they are in the parent alone."""
+        if self._process != os.getpid():
+            self._helpers, self._process = [], os.getpid()
         while len(self._helpers) < count:
             self._helpers.append(_Helper())
         return self._helpers[:count]

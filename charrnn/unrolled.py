@@ -162,13 +162,13 @@ class Probe:
     ) -> None:
         self.model = model = in_float64(model)
         self.ids, self.targets = np.asarray(ids), np.asarray(targets)
-        columns = self.ids[:, None], self.targets[:, None]
-        self.losses = model.losses(*columns, state)[0][:, 0]
+        ids, targets = (model.checked(each[:, None]) for each in (self.ids, self.targets))
         self.state = state
         run = Pass(model, len(self.ids), 1, "forward")
-        run.load(*columns)
+        run.load(ids, targets)
         run.set_state(state)
-        run.run_forward()
+        run.run_losses()
+        self.losses = run.losses[:, 0]
         x = [array[:, 0] if array.size else None for array in run.window.x]
         self.layers = [
             Layer(model.cell, p, w, self.ids, x[i])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
+import time
+import warnings
 from typing import Any
 
 import networks
@@ -616,6 +619,35 @@ def test_bf16_is_float32_where_the_processor_lacks_it(monkeypatch: pytest.Monkey
     )
 
 
+def test_a_stepper_reads_no_foreign_memory() -> None:
+    model = networks.make("lstm")
+    stepper = model.stepper(1, SampleConfig())
+    for ids in ([[V]], [[-1]], [[0], [V]]):
+        with pytest.raises(InputError, match="this model's are 0 to"):
+            stepper.feed(np.array(ids))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_model_works_on_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other threads are in the parent alone."""
+    monkeypatch.setattr(passes, "SMALL", 0)
+    model = networks.make("lstm", dtype="float32", threads=2)
+    data = networks.window(model)
+    loss, _ = networks.train(model, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it may hang is what we test
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if networks.train(model, data)[0] == loss else 1)
+    until = time.monotonic() + 60
+    while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    if ended[0] == 0:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+
+
 def test_bf16_does_not_go_with_float64() -> None:
     with pytest.raises(InputError, match="--precision bf16 is for float32, and this is float64"):
         networks.make("lstm", dtype="float64", precision="bf16")
@@ -648,6 +680,25 @@ def test_parts_have_the_same_bits_for_any_threads(
         one = training_bits(cell, 1, (5, rows), **LARGE)
         for threads in (2, 3, 7):
             assert_same_bits(training_bits(cell, threads, (5, rows), **LARGE), one)
+
+
+@matrix_unit
+@pytest.mark.parametrize(("hidden", "embedding"), ((100, 20), (20, 100)))
+@each_cell
+def test_one_of_two_gradients_is_made_of_parts(cell: str, hidden: int, embedding: int) -> None:
+    """What one product has packed is no use to the next if that is made of something else."""
+    options = dict(hidden_size=hidden, embedding_size=embedding)
+    for rows in (2, 9):  # gradients of few rows fit the scratch
+        found = {}
+        for dtype in ("float32", "float64"):
+            model = networks.make(cell, dtype=dtype, **options)
+            for view in model.params.views.values():
+                view[...] = (view / 10).astype(np.float32)
+            model.changed()
+            data = networks.window(model, 35, rows)
+            state = {n: s.astype(np.float32) for n, s in data.state.items()}
+            found[dtype] = model.gradients(data.ids, data.targets, state).weights
+        assert_close(found["float32"], found["float64"], 1e-5)
 
 
 @matrix_unit

@@ -201,6 +201,24 @@ def test_recomputed_has_the_bits_of_one_pass(
         assert all(same_bits(mine[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.parametrize("T", [259, 7])
+def test_a_short_last_segment_is_summed_as_the_others(
+    T: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrix unit makes gradients of many rows, and those of the whole window count."""
+    monkeypatch.setattr(recompute, "ROWS", 256)
+    B, model = 8, networks.make("gru", dtype="float32", hidden_size=100)
+    model.params.flat *= 0.1
+    whole, parts = model.train_pass(259, B), train_pass(model, 259, B, 0.0, "always")
+    data = networks.window(model, T, B)
+    want, got = (
+        (networks.fill_and_run(run.of_length(T), data), networks.weight_gradients(whole))
+        for run in (whole, parts)
+    )
+    assert got[0] == want[0]
+    assert all(same_bits(got[1][name], want[1][name]) for name in want[1])
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @each_kind
 def test_sliding_as_far_as_its_window_is_truncated(
