@@ -74,7 +74,8 @@ class Cell(ABC):
     window: ``h`` (T+1, B, H) and for some cells ``c``; ``gates`` (T, B, buffer width); ``dh``
     (T, B, H); ``dh0`` (and ``dc0``) (B, H), the gradient of the state that leaves the window on
     entry of `backward` and of the one that enters it on return; ``ways`` (T, B), by which the
-    gradient that comes back into the state after a step is multiplied: 1, or 0 where it is cut.
+    gradient that comes back into the state after a step is multiplied: 1, or 1/p where a randomized
+    window may have ended, p the chance that it goes on.
     """
 
     name: ClassVar[str]

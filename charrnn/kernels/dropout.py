@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from charrnn.kernels.jit import kernel
+from charrnn.kernels.program import COMPILED
 
 u32 = np.uint32
 
@@ -24,6 +25,10 @@ def _kept(index, key, threshold):
     x = u32(x * u32(0x846CA68B))
     x = u32(x ^ u32(x >> u32(16)))
     return x >= threshold
+
+
+if not COMPILED:
+    _kept = np.errstate(over="ignore")(_kept)  # NumPy's numbers warn where the mixer wraps around
 
 
 @kernel

@@ -1,7 +1,7 @@
 """Operands of products in panels: the layout that the register tile streams.
 
 A packed (K, N) matrix consists of panels of some `panel` columns, each contiguous, so that a tile
-reads it from its first to its last byte. The last panel is padded with zeros.
+reads it from its first to its last byte. What lies in the last panel beyond N may be anything.
 
 For a dtype of "bfloat16" the elements are pairs of rows (see `bfloat16.py`): K is half as much.
 Where the matrix unit multiplies them, or "parts" of float32 numbers, they lie in `squares` instead.
